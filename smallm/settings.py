@@ -1,0 +1,237 @@
+"""All settings of a run: typed, validated, with one source of defaults.
+
+The command line, the YAML files, the search space and MLflow's params are made from these fields.
+Field names are unique over all groups, so a setting has one flat name everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from smallm.errors import SmallmError, unknown_name
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Group(BaseModel):
+    """A frozen group of settings; unknown fields are errors, docstrings are the help texts."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+class CorpusSettings(Group):
+    """Which text, and how it is put in order."""
+
+    source: str = "docs"
+    """Where the text comes from; `smallm corpus list` shows the sources."""
+    path: Path | None = None
+    """File or folder to read (source `folder`)."""
+    text_field: str = "text"
+    """Column or JSON field that holds the text (.jsonl, .csv, hub)."""
+    dataset: str | None = None
+    """Dataset id on the Hugging Face hub, or a local dataset folder (source `hub`)."""
+    dataset_config: str | None = None
+    """Configuration of the hub dataset, when it has several."""
+    dataset_split: str = "train"
+    """Split of the hub dataset to read; SmaLLM makes its own training and held-out parts."""
+    max_documents: int | None = Field(default=None, ge=1)
+    """Read at most this many documents."""
+    order: Literal["hash", "stratified"] = "hash"
+    """Place documents by content hash, or by hash inside rare-word strata (for small corpora)."""
+    near_duplicate_threshold: float = Field(default=0.75, gt=0, le=1)
+    """Estimated Jaccard similarity of word 5-grams from which two documents count as one."""
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, name: str) -> str:
+        from smallm.documents import SOURCES
+
+        if name not in SOURCES:
+            raise ValueError(unknown_name("source", name, SOURCES))
+        return name
+
+
+class TokenizerSettings(Group):
+    """How text becomes tokens."""
+
+    tokenizer: Literal["bpe", "words"] = "bpe"
+    """Byte-level BPE, or whole words with a spelling model behind the unknown word."""
+    vocabulary: int = Field(default=4096, ge=300, le=65_000)
+    """Number of tokens that the model predicts."""
+
+
+class ModelSettings(Group):
+    """The shape of the model."""
+
+    architecture: str = "mlp"
+    """`mlp` is SmaLLM v1, a multilayer perceptron over a fixed window."""
+    activation: str = "relu2"
+    """Nonlinearity of the hidden layers."""
+    window: int = Field(default=16, ge=1, le=1024)
+    """Number of preceding tokens that the model sees."""
+    embedding: int = Field(default=64, ge=1)
+    """Width of the token embeddings."""
+    hidden: int = Field(default=384, ge=1)
+    """Width of the hidden layers."""
+    depth: int = Field(default=1, ge=1, le=16)
+    """Number of hidden layers."""
+    tied: bool = True
+    """Share the output layer with the embeddings, through a projection to their width."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of hidden units switched off in training."""
+
+    @field_validator("activation")
+    @classmethod
+    def _known_activation(cls, name: str) -> str:
+        from smallm.models.activations import ACTIVATIONS
+
+        if name not in ACTIVATIONS:
+            raise ValueError(unknown_name("activation", name, ACTIVATIONS))
+        return name
+
+    @field_validator("architecture")
+    @classmethod
+    def _known_architecture(cls, name: str) -> str:
+        from smallm.models import ARCHITECTURES
+
+        if name not in ARCHITECTURES:
+            raise ValueError(unknown_name("architecture", name, ARCHITECTURES))
+        return name
+
+
+class TrainingSettings(Group):
+    """How the model is trained."""
+
+    split_ratio: float = Field(default=0.8, gt=0, lt=1)
+    """Share of the text to train on: a cut of the tape."""
+    training_tokens: int = Field(default=1_000_000, ge=1)
+    """Budget of each replicate, in predicted tokens."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Predicted tokens per step."""
+    learning_rate: float = Field(default=0.004, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW, on matrices only."""
+    warmup: float = Field(default=0.02, ge=0, le=1)
+    """Share of the budget over which the learning rate rises."""
+    decay: float = Field(default=0.5, ge=0, le=1)
+    """Share of the budget over which the learning rate falls to zero, at the end."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    seeds: tuple[int, ...] = (42, 43, 44)
+    """One replicate per seed; a seed fixes initialization, data order and dropout."""
+    evaluations: int = Field(default=5, ge=1)
+    """How many times the selection slice is scored on the way."""
+    evaluation_bytes: int | None = Field(default=131_072, ge=1)
+    """Score this much of the selection slice on the way; null is all of it."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of matrix products; auto is bf16 where the hardware has it and it is faster."""
+    replication: Literal["auto", "stacked", "sequential"] = "auto"
+    """Train replicates as one stacked program or in turn; auto measures both once per shape."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+            raise ValueError("needs at least one seed, all different and not negative")
+        return seeds
+
+
+class Settings(Group):
+    """Everything one run needs, in four groups."""
+
+    corpus: CorpusSettings = CorpusSettings()
+    tokens: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from flat names; raises SmallmError that names field, value and what is allowed."""
+        nested: dict[str, dict[str, Any]] = {group: {} for group in cls.model_fields}
+        for name, value in values.items():
+            if name not in groups_of_fields():
+                raise SmallmError(unknown_name("setting", name, groups_of_fields()))
+            nested[groups_of_fields()[name]][name] = value
+        return validated(cls, nested)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by flat name, as JSON and YAML can hold them."""
+        return {
+            name: value for group in self.model_dump(mode="json").values() for name, value in group.items()
+        }
+
+    def replace(self, **values: Any) -> Settings:
+        """The same settings with some flat names changed, validated again."""
+        return Settings.from_flat({**self.flat(), **values})
+
+    def to_yaml(self) -> str:
+        """A file for `--config`, each setting with its explanation above it."""
+        lines = []
+        for name, value in self.flat().items():
+            lines.append(f"# {fields()[name].description}")
+            lines.append(yaml.safe_dump({name: value}, default_flow_style=None).rstrip())
+        return "\n".join(lines) + "\n"
+
+
+@cache
+def groups_of_fields() -> dict[str, str]:
+    """The group of each flat setting name."""
+    return {
+        name: group
+        for group, info in Settings.model_fields.items()
+        for name in info.annotation.model_fields  # type: ignore[union-attr]
+    }
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """The definition of each flat setting: type, default, limits, explanation."""
+    return {
+        name: Settings.model_fields[group].annotation.model_fields[name]  # type: ignore[union-attr]
+        for name, group in groups_of_fields().items()
+    }
+
+
+def validated(model: type[Model], values: Any) -> Model:
+    """An instance of the model; a wrong value raises SmallmError with one line for all problems."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SmallmError("; ".join(_problem(each) for each in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part not in Settings.model_fields)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
+    return f"{place}{shown}: {message}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises SmallmError when there is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SmallmError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SmallmError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SmallmError(f"{path}: must hold `name: value` lines, found {type(content).__name__}")
+    return content
