@@ -6,6 +6,7 @@ Field names are unique over all groups, so a setting has one flat name everywher
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from smallm.errors import SmallmError, unknown_name
-
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -161,7 +161,7 @@ class Settings(Group):
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Settings:
-        """Settings from flat names; raises SmallmError that names field, value and what is allowed."""
+        """Settings from flat names; SmallmError names field, value and what is allowed."""
         nested: dict[str, dict[str, Any]] = {group: {} for group in cls.model_fields}
         for name, value in values.items():
             if name not in groups_of_fields():
@@ -172,7 +172,9 @@ class Settings(Group):
     def flat(self) -> dict[str, Any]:
         """All settings by flat name, as JSON and YAML can hold them."""
         return {
-            name: value for group in self.model_dump(mode="json").values() for name, value in group.items()
+            name: value
+            for group in self.model_dump(mode="json").values()
+            for name, value in group.items()
         }
 
     def replace(self, **values: Any) -> Settings:
@@ -184,7 +186,7 @@ class Settings(Group):
         lines = []
         for name, value in self.flat().items():
             lines.append(f"# {fields()[name].description}")
-            lines.append(yaml.safe_dump({name: value}, default_flow_style=None).rstrip())
+            lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
         return "\n".join(lines) + "\n"
 
 

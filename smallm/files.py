@@ -1,0 +1,72 @@
+"""Files that are whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from smallm.errors import SmallmError
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends well, and vanishes if not.
+
+    When somebody else finished the same target meanwhile, theirs stays: equal content is equal.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with disk_errors(target):
+            yield temporary
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turns a full or forbidden disk into one line that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise SmallmError(f"{target}: cannot be written: {os.strerror(error.errno)}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with disk_errors(path):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; raises SmallmError that names it when it can't."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SmallmError(f"{path}: does not exist") from None
+    except (OSError, ValueError) as error:
+        raise SmallmError(f"{path}: cannot be read as JSON: {error}") from None
