@@ -197,7 +197,7 @@ class Sender:
             sent = self.send()
         except StoreError as error:
             if not self._failing:
-                self._notify(f"{error}; the search goes on, {self._journal.path} keeps its records")
+                self._notify(f"{error}; {self._journal.path} keeps them until it does")
             self._failing = True
             self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS)
             return False

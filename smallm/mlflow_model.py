@@ -6,11 +6,13 @@ is pickled.
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
-class NextTokens(PythonModel):  # type: ignore[misc]
+class NextTokens(PythonModel):
     """A Hugging Face folder behind MLflow's `predict`."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -25,7 +27,10 @@ class NextTokens(PythonModel):  # type: ignore[misc]
         self.k = int(context.model_config["k"])
 
     def predict(
-        self, context: PythonModelContext, model_input: list[str]
+        self,
+        context: PythonModelContext,
+        model_input: list[str],
+        params: dict[str, Any] | None = None,
     ) -> list[list[dict[str, object]]]:
         """Gives for each prompt its k most probable next tokens, the most probable first."""
         return [self._next_tokens(prompt) for prompt in model_input]

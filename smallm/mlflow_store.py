@@ -106,10 +106,9 @@ def _shown(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def _artifact_root(uri: str) -> str | None:
-    """Beside a SQLite database; None where a server decides."""
-    database = uri.removeprefix("sqlite:///")
-    return None if database == uri else str(Path(database).resolve().parent / "artifacts")
+def _database(uri: str) -> Path | None:
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else Path(path).resolve()
 
 
 class MlflowStore:
@@ -118,9 +117,11 @@ class MlflowStore:
     def __init__(
         self, client: mlflow.MlflowClient, uri: str, opened: Event, folder: Path, notify: Notify
     ) -> None:
-        self.name = _shown(uri)
+        database = _database(uri)
+        self.name = f"sqlite:///{database}" if database else _shown(uri)
         self._client = client
-        self._artifact_root = _artifact_root(uri)
+        # Beside a local database; a server decides for itself.
+        self._artifact_root = str(database.parent / "artifacts") if database else None
         self._names: Mapping[str, str] = opened.data
         self._folder = folder
         self._notify = notify
@@ -252,7 +253,7 @@ class MlflowStore:
         return int(self._client.get_model_version(MODEL, version).tags.get(CROWNED_TAG, 0))
 
     def _existing(self, event: Event) -> Path:
-        path = self._folder / event.data["path"]
+        path = self._folder / str(event.data["path"])
         if not path.exists():
             raise MlflowException.invalid_parameter_value(f"{path} does not exist any more")
         return path

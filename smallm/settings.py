@@ -134,14 +134,21 @@ class TrainingSettings(Group):
     """Largest gradient norm."""
     seeds: tuple[int, ...] = (42, 43, 44)
     """One replicate per seed; a seed fixes initialization, data order and dropout."""
-    evaluations: int = Field(default=5, ge=1)
-    """How many times the selection slice is scored on the way."""
+    evaluate_at: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75, 1.0)
+    """Shares of the budget at which the selection slice is scored; the last must be 1."""
     evaluation_bytes: int | None = Field(default=131_072, ge=1)
     """Score this much of the selection slice on the way; null is all of it."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of matrix products; auto is bf16 where the hardware has it and it is faster."""
     replication: Literal["auto", "stacked", "sequential"] = "auto"
     """Train replicates as one stacked program or in turn; auto measures both once per shape."""
+
+    @field_validator("evaluate_at")
+    @classmethod
+    def _ends_at_one(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if not shares or shares[-1] != 1 or min(shares) <= 0 or list(shares) != sorted(shares):
+            raise ValueError("must rise from above 0 to 1")
+        return shares
 
     @field_validator("seeds")
     @classmethod

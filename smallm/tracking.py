@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from smallm.errors import SmallmError
-from smallm.journal import JOURNAL_NAME, Event, Journal, Notify, Sender, StoreError
+from smallm.journal import JOURNAL_NAME, Event, Journal, Notify, Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -127,8 +127,7 @@ class Tracker:
         cls, folder: Path, *, uri: str, experiment: str, search: str, notify: Notify
     ) -> Tracker:
         """Begins or resumes the record of a search; an MLflow that does not answer is an error."""
-        client = answering_client(uri)
-        _check_not_deleted(client, experiment)
+        client = _connect(uri, experiment)
         journal = Journal(folder.resolve())
         try:
             opened = _opening_event(journal, experiment, search)

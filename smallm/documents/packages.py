@@ -7,6 +7,7 @@ a class with its methods, or a module's introduction, or an .rst file.
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import warnings
 from collections import Counter
@@ -108,7 +109,7 @@ def _pages_of_all(
         results = map(_pages_of_file, *zip(*files, strict=True))
         yield from _merged(results, dropped)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), gc.disable) as pool:
         try:
             results = pool.map(
                 _pages_of_file, *zip(*files, strict=True), chunksize=FILES_PER_TASK

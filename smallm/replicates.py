@@ -1,0 +1,147 @@
+"""Replicates of one config, trained one after another or stacked as one batched program."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from smallm.models import architecture
+from smallm.settings import Settings
+
+State = dict[str, Tensor]
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Group:
+    """One or more replicates that take each step together.
+
+    The weights of several replicates are stacked along a first dimension; gradients, clipping
+    and the optimizer keep them apart.
+    """
+
+    def __init__(
+        self, settings: Settings, vocabulary: int, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        self.seeds = list(seeds)
+        self.stacked = len(self.seeds) > 1
+        self.clip = settings.training.clip
+        self.device = device
+        build = architecture(settings.model.architecture)
+        cores = []
+        for seed in self.seeds:
+            core = build(settings.model, vocabulary)
+            core.initialize(torch.Generator().manual_seed(seed))
+            cores.append(core.to(device))
+        self.core: nn.Module = cores[0]
+        self.weights: dict[str, Tensor] = dict(self.core.named_parameters())
+        if self.stacked:
+            self.weights = {
+                name: torch.stack(
+                    [dict(core.named_parameters())[name].detach() for core in cores]
+                ).requires_grad_()
+                for name in self.weights
+            }
+        matrix = 2 + self.stacked
+        decayed = [weight for weight in self.weights.values() if weight.ndim >= matrix]
+        others = [weight for weight in self.weights.values() if weight.ndim < matrix]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": settings.training.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            fused=True,
+        )
+
+    def step(
+        self, windows: Tensor, targets: Tensor, *, learning_rate: float, bf16: bool, noise: int
+    ) -> Tensor:
+        """One step of every replicate, (replicates, batch, ...) in, loss per replicate out.
+
+        The logits stay in bf16 on their way into the loss. `noise` seeds the dropout.
+        """
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
+        ):
+            torch.manual_seed(noise)
+            logits = self._logits(windows)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses = losses.view(targets.shape).mean(1, dtype=torch.float32)  # (replicates,)
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        self._clip()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        return losses.detach()
+
+    def _logits(self, windows: Tensor) -> Tensor:
+        self.core.train()
+        if not self.stacked:
+            logits: Tensor = self.core(windows[0])
+            return logits[None]
+
+        def one(weights: Mapping[str, Tensor], windows: Tensor) -> Tensor:
+            result: Tensor = functional_call(self.core, dict(weights), (windows,))
+            return result
+
+        batched: Tensor = vmap(one, randomness="different")(self.weights, windows)
+        return batched
+
+    def _clip(self) -> None:
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        if not self.stacked:
+            torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.clip)
+            return
+        squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+        scale = (self.clip / (squares.sum(0).sqrt() + 1e-6)).clamp_max(1)  # (replicates,)
+        for gradient in gradients:
+            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
+
+    def trained(self, seed: int) -> nn.Module:
+        """The model of a replicate, sharing or copying its weights."""
+        if not self.stacked:
+            return self.core
+        place = self.seeds.index(seed)
+        core = copy.deepcopy(self.core)
+        core.load_state_dict({name: weight[place] for name, weight in self.weights.items()})
+        return core
+
+    def state(self) -> State:
+        """Weights and optimizer moments, all that a step depends on, by unique names."""
+        prefix = "-".join(str(seed) for seed in self.seeds)
+        tensors = {f"{prefix}/weight/{name}": weight for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            for moment in MOMENTS:
+                value = self.optimizer.state[weight].get(moment)
+                if value is not None:
+                    tensors[f"{prefix}/{moment}/{name}"] = value
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what `state` gave."""
+        prefix = "-".join(str(seed) for seed in self.seeds)
+        for name, weight in self.weights.items():
+            weight.copy_(state[f"{prefix}/weight/{name}"])
+            moments: dict[str, Any] = {
+                moment: state[key].clone().to(self.device)
+                for moment in MOMENTS
+                if (key := f"{prefix}/{moment}/{name}") in state
+            }
+            self.optimizer.state[weight] = moments
+
+
+def groups_of(
+    settings: Settings, vocabulary: int, *, stacked: bool, device: torch.device
+) -> list[Group]:
+    """All replicates of the settings, in one group or in one each."""
+    seeds = settings.training.seeds
+    parts = [list(seeds)] if stacked else [[seed] for seed in seeds]
+    return [Group(settings, vocabulary, part, device) for part in parts]

@@ -1,0 +1,141 @@
+"""Scores of a model on a slice: one row a document, from which every figure is computed.
+
+Every byte of every document is predicted exactly once, documents apart. Sums are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from smallm.batches import windows_before
+from smallm.tape import Slice, TokenTape
+from smallm.tokens import END_ID, UNKNOWN_ID, WordTokenizer
+
+TOP = (1, 3, 10)
+BATCH = 2048  # positions scored at once
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per document: negative log-likelihood (nats), sizes, and how often the gold token was near.
+
+    `hits[:, i]` counts the tokens among the TOP[i] most probable; None when not asked for.
+    """
+
+    nll: NDArray[np.float64]
+    bytes: NDArray[np.int64]
+    words: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    hits: NDArray[np.int64] | None = None
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of the original UTF-8 text."""
+        return float(self.nll.sum() / (math.log(2) * self.bytes.sum()))
+
+    def metrics(self) -> dict[str, float]:
+        """All figures of EVALUATION: entropies in nats, perplexities, accuracies in [0, 1]."""
+        total, tokens = self.nll.sum(), self.tokens.sum()
+        figures = {
+            "bits_per_byte": self.bits_per_byte,
+            "nll": float(total),
+            "cross_entropy": float(total / tokens),
+            "token_perplexity": _exp(total / tokens),
+            "word_perplexity": _exp(total / self.words.sum()),
+            "byte_perplexity": _exp(total / self.bytes.sum()),
+        }
+        if self.hits is not None:
+            shares = self.hits.sum(axis=0) / tokens
+            figures |= {f"top_{k}": float(share) for k, share in zip(TOP, shares, strict=True)}
+        return figures
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(float(nats), 700.0))  # float64 ends near 709
+
+
+def beginning(tokens: TokenTape, part: Slice, most_bytes: int | None) -> Slice:
+    """The first documents of a slice that reach `most_bytes`: the hash order makes them random."""
+    if most_bytes is None:
+        return part
+    sizes = np.cumsum(tokens.bytes[part.first : part.last])
+    count = int(np.searchsorted(sizes, most_bytes)) + 1
+    return Slice(part.name, part.first, min(part.first + count, part.last))
+
+
+@torch.no_grad()
+def score(
+    core: nn.Module,
+    tokens: TokenTape,
+    part: Slice,
+    *,
+    window: int,
+    top: bool = False,
+    bf16: bool = False,
+) -> Scores:
+    """Scores of a model's logits on the documents of a slice; `top` adds the hits."""
+    training = core.training
+    core.eval()
+    device = next(core.parameters()).device
+    nll, hits = [], []
+    for windows, targets in _batches(tokens, part, window):
+        gold = torch.from_numpy(targets).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = core(torch.from_numpy(windows).to(device))
+        logits = logits.float()
+        at_gold = logits.gather(1, gold[:, None])
+        nll.append((logits.logsumexp(1) - at_gold[:, 0]).double().cpu().numpy())
+        if top:
+            rank = (logits > at_gold).sum(1).cpu().numpy()
+            hits.append(rank[:, None] < np.array(TOP))
+    core.train(training)
+    return summed(tokens, part, np.concatenate(nll), np.concatenate(hits) if top else None)
+
+
+def summed(
+    tokens: TokenTape,
+    part: Slice,
+    token_nll: NDArray[np.float64],
+    token_hits: NDArray[np.bool_] | None = None,
+) -> Scores:
+    """Rows per document from figures of the slice's predicted tokens, spelling added."""
+    sizes = np.diff(tokens.ends[part.first : part.last + 1]) - 1  # without the opening id
+    document = np.repeat(np.arange(len(part)), sizes)
+    rows = slice(part.first, part.last)
+    nll = np.bincount(document, weights=token_nll, minlength=len(part))
+    hits = None
+    if token_hits is not None:
+        if isinstance(tokens.tokenizer, WordTokenizer):  # "some unknown word" names no word
+            unknown = tokens.tokens[predicted_positions(tokens, part)] == UNKNOWN_ID
+            token_hits = token_hits & ~unknown[:, None]
+        columns = [np.bincount(document, weights=hit, minlength=len(part)) for hit in token_hits.T]
+        hits = np.stack(columns, axis=1).astype(np.int64)
+    return Scores(
+        nll=nll + tokens.spelling_nll[rows],
+        bytes=tokens.bytes[rows],
+        words=tokens.words[rows],
+        tokens=sizes,
+        hits=hits,
+    )
+
+
+def predicted_positions(tokens: TokenTape, part: Slice) -> NDArray[np.int64]:
+    """Positions of a slice's tokens without the ids that open documents."""
+    first, last = tokens.span(part)
+    positions = np.arange(first, last)
+    return positions[tokens.tokens[first:last] != END_ID]
+
+
+def _batches(
+    tokens: TokenTape, part: Slice, window: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    positions = predicted_positions(tokens, part)
+    for start in range(0, len(positions), BATCH):
+        yield windows_before(tokens, positions[start : start + BATCH], window)

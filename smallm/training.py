@@ -1,0 +1,269 @@
+"""The training loop: all replicates of a config in one process, as a generator of progress.
+
+The loop does not know who listens. To stop it, stop iterating; to keep it, `save` between two
+records and give the folder as `resume_from` later: the numbers go on as if never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smallm.batches import Batches
+from smallm.errors import SmallmError
+from smallm.files import read_json, whole_folder, write_json
+from smallm.replicates import Group, groups_of
+from smallm.scoring import beginning, score
+from smallm.settings import Settings
+from smallm.tape import Slice, TokenTape
+
+PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
+STEPS_PER_DRAW = 16
+TRIAL_STEPS = 3  # of the measured run that chooses stacked or sequential
+SMALLEST_BF16_VOCABULARY = 500  # below it bf16 gains nothing
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where all replicates stand after one part of the budget."""
+
+    tokens: int
+    """Predicted tokens so far, per replicate."""
+    budget: int
+    seconds: float
+    """Time spent training and scoring so far, resumed parts included."""
+    tokens_per_second: float
+    """Of all replicates together, training only, in this part."""
+    loss: dict[int, float]
+    """Mean training loss in nats per token in this part, by seed."""
+    bits_per_byte: dict[int, float]
+    """On the beginning of the selection slice, by seed; PENALTY where the replicate failed."""
+    failures: dict[int, str]
+    """Why a replicate ended early, by seed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean bits per byte over the replicates."""
+        return statistics.fmean(self.bits_per_byte.values())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of bits per byte over the replicates; 0 for one."""
+        values = list(self.bits_per_byte.values())
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent."""
+        return self.tokens >= self.budget
+
+
+class Training:
+    """The replicates of one config on one tape; iterate to train."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        tokens: TokenTape,
+        *,
+        selection: Slice,
+        threads: int = 1,
+        device: str = "cpu",
+        resume_from: Path | None = None,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.settings = settings
+        self.tokens = tokens
+        self.device = torch.device(device)
+        self.bf16 = uses_bf16(settings, tokens.vocabulary, self.device)
+        training = settings.training
+        self.selection = beginning(tokens, selection, training.evaluation_bytes)
+        part = tokens.tape.training(training.split_ratio)
+        self.batches = Batches(
+            tokens, tokens.span(part)[1], settings.model.window, training.batch_size
+        )
+        self.total_steps = math.ceil(training.training_tokens / training.batch_size)
+        self.step = 0
+        self.seconds = 0.0
+        self.failures: dict[int, str] = {}
+        saved = read_json(resume_from / "training.json") if resume_from else None
+        if saved and saved["settings"] != settings.flat():
+            raise SmallmError(f"{resume_from}: was saved by a run with other settings")
+        self.stacked = saved["stacked"] if saved else self._choose_stacked()
+        self.groups = self._groups(stacked=self.stacked)
+        if saved and resume_from:
+            state = load_file(resume_from / "training.safetensors")
+            for group in self.groups:
+                group.load(state)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.failures = {int(seed): reason for seed, reason in saved["failures"].items()}
+
+    def __iter__(self) -> Iterator[Progress]:
+        """Trains to the next evaluation, scores, yields; until the budget is spent."""
+        for milestone in self._milestones():
+            if milestone <= self.step:
+                continue
+            start = time.perf_counter()
+            first, losses = self.step, {seed: 0.0 for seed in self.settings.training.seeds}
+            for group in self._running():
+                losses |= self._train(group, milestone)
+            self.step = milestone
+            trained = time.perf_counter()
+            bits = {seed: self._bits_per_byte(seed) for seed in self.settings.training.seeds}
+            self.seconds += time.perf_counter() - start
+            tokens = (milestone - first) * self.batches.batch_size
+            yield Progress(
+                tokens=milestone * self.batches.batch_size,
+                budget=self.total_steps * self.batches.batch_size,
+                seconds=self.seconds,
+                tokens_per_second=tokens * len(bits) / (trained - start),
+                loss=losses,
+                bits_per_byte=bits,
+                failures=dict(self.failures),
+            )
+            if len(self.failures) == len(bits):
+                return
+
+    def trained(self, seed: int) -> nn.Module:
+        """The model of a replicate as it stands."""
+        return self._group(seed).trained(seed)
+
+    def save(self, folder: Path) -> None:
+        """Writes all that is needed to go on, whole or not at all."""
+        with whole_folder(folder) as temporary:
+            state = {
+                name: tensor for group in self.groups for name, tensor in group.state().items()
+            }
+            save_file(state, temporary / "training.safetensors")
+            write_json(
+                temporary / "training.json",
+                {
+                    "settings": self.settings.flat(),
+                    "stacked": self.stacked,
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "failures": self.failures,
+                },
+            )
+
+    def _milestones(self) -> list[int]:
+        shares = self.settings.training.evaluate_at
+        return sorted({max(1, round(share * self.total_steps)) for share in shares})
+
+    def _groups(self, *, stacked: bool) -> list[Group]:
+        return groups_of(self.settings, self.tokens.vocabulary, stacked=stacked, device=self.device)
+
+    def _running(self) -> list[Group]:
+        return [group for group in self.groups if not set(group.seeds) <= set(self.failures)]
+
+    def _group(self, seed: int) -> Group:
+        return next(group for group in self.groups if seed in group.seeds)
+
+    def _train(self, group: Group, until: int) -> dict[int, float]:
+        """Takes a group's steps up to a milestone; gives the mean loss by seed."""
+        losses = []
+        for start in range(self.step, until, STEPS_PER_DRAW):
+            end = min(start + STEPS_PER_DRAW, until)
+            losses.append(self._take_steps(group, start, end))
+            self._note_failures(group, losses[-1][-1], end)
+            if set(group.seeds) <= set(self.failures):
+                break
+        means = torch.cat(losses).mean(0).tolist()
+        return {
+            seed: PENALTY if seed in self.failures else mean
+            for seed, mean in zip(group.seeds, means, strict=True)
+        }
+
+    def _take_steps(self, group: Group, start: int, end: int) -> Tensor:
+        """Losses (steps, replicates) of the steps start..end-1."""
+        drawn = [self.batches.steps(seed, start, end) for seed in group.seeds]
+        windows = torch.from_numpy(np.stack([each[0] for each in drawn], axis=1)).to(self.device)
+        targets = torch.from_numpy(np.stack([each[1] for each in drawn], axis=1)).to(self.device)
+        training = self.settings.training
+        losses = [
+            group.step(
+                windows[step - start],
+                targets[step - start],
+                learning_rate=training.learning_rate
+                * schedule(step, self.total_steps, training.warmup, training.decay),
+                bf16=self.bf16,
+                noise=group.seeds[0] * 1_000_003 + step,
+            )
+            for step in range(start, end)
+        ]
+        return torch.stack(losses).cpu()
+
+    def _note_failures(self, group: Group, losses: Tensor, step: int) -> None:
+        uniform = math.log(self.tokens.vocabulary)
+        for seed, loss in zip(group.seeds, losses.tolist(), strict=True):
+            if seed in self.failures or loss < 1.5 * uniform:
+                continue
+            rate = self.settings.training.learning_rate
+            what = (
+                f"diverged to a loss of {loss:.1f} nats"
+                if math.isfinite(loss)
+                else "loss became NaN"
+            )
+            self.failures[seed] = f"{what} by step {step} at learning rate {rate:g}"
+
+    def _bits_per_byte(self, seed: int) -> float:
+        if seed in self.failures:
+            return PENALTY
+        scores = score(
+            self.trained(seed),
+            self.tokens,
+            self.selection,
+            window=self.settings.model.window,
+            bf16=self.bf16,
+        )
+        return scores.bits_per_byte if math.isfinite(scores.bits_per_byte) else PENALTY
+
+    def _choose_stacked(self) -> bool:
+        """Measures a few steps of both ways, where both are possible, and takes the faster."""
+        choice = self.settings.training.replication
+        if len(self.settings.training.seeds) == 1:
+            return False
+        if choice != "auto":
+            return choice == "stacked"
+        measured = {}
+        for stacked in (False, True):
+            groups = self._groups(stacked=stacked)
+            for group in groups:
+                self._take_steps(group, 0, 1)
+            start = time.perf_counter()
+            for group in groups:
+                self._take_steps(group, 1, 1 + TRIAL_STEPS)
+            measured[stacked] = time.perf_counter() - start
+        return measured[True] < measured[False]
+
+
+def schedule(step: int, total: int, warmup: float, decay: float) -> float:
+    """Warmup-stable-decay: the factor on the learning rate at a step, in (0, 1]."""
+    rising = (step + 1) / max(warmup * total, 1)
+    falling = (total - step) / max(decay * total, 1)
+    return min(1.0, rising, falling)
+
+
+def uses_bf16(settings: Settings, vocabulary: int, device: torch.device) -> bool:
+    """Whether matrix products run in bf16: follows from settings and hardware alone."""
+    if settings.training.precision != "auto":
+        return settings.training.precision == "bf16"
+    if vocabulary < SMALLEST_BF16_VOCABULARY:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_instructions()
+
+
+def _has_bf16_instructions() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
