@@ -188,14 +188,14 @@ class Sender:
     def _run(self) -> None:
         while not self._closing.wait(self._wait):
             self.try_to_send()
-        while not self.try_to_send() and time.monotonic() < self._deadline:
+        while not self.try_to_send() and time.monotonic() + TICK_SECONDS < self._deadline:
             time.sleep(TICK_SECONDS)
 
     def try_to_send(self) -> bool:
         """Sends all that is pending, and says whether the store took it."""
         try:
             sent = self.send()
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             if not self._failing:
                 self._notify(f"{error}; {self._journal.path} keeps them until it does")
             self._failing = True

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -305,14 +306,13 @@ OPERATIONS: Mapping[str, Callable[[MlflowStore, Event], None]] = {
 
 def _packed_model(folder: Path, temporary: Path) -> Path:
     """A Hugging Face folder behind the model code, as MLflow stores it."""
-    # MLflow keeps the name of the folder; the link gives every champion the same one.
-    link = temporary / "model"
-    link.symlink_to(folder, target_is_directory=True)
+    # MLflow keeps the name of the folder: this gives every champion the same one.
+    model = shutil.copytree(folder, temporary / "model")
     packed = temporary / "packed"
     mlflow.pyfunc.save_model(
         packed,
         python_model=str(MODEL_CODE),
-        artifacts={"model": str(link)},
+        artifacts={"model": str(model)},
         model_config={"k": NEXT_TOKENS},
         pip_requirements=[f"smallm=={smallm.__version__}", f"mlflow=={mlflow.__version__}"],
     )

@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ MOST_CATEGORIES = 6
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 9.5,
+    "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -107,7 +108,13 @@ def score(trial: Record) -> float | None:
 
 def at_full_budget(trial: Record, result: Record) -> bool:
     """Whether the trial may be compared with others; whole batches may end just short."""
-    return trial["status"] == "completed" and trial["tokens"] >= 0.99 * result["full_budget"]
+    return bool(trial["status"] == "completed" and trial["tokens"] >= 0.99 * result["full_budget"])
+
+
+def titled(finalist: Record) -> str:
+    """The finalist's name with its role."""
+    name, role = str(finalist["name"]), str(finalist["role"])
+    return name if role in name else f"{name} ({role})"
 
 
 def role_colors(result: Record) -> list[tuple[Record, str]]:
@@ -134,8 +141,7 @@ def _finalist_seeds(result: Record) -> Plot | None:
         )
         axes.plot(final["value"], place, "D", color=color, ms=7)
         axes.plot(seeds, [place + 0.22] * len(seeds), "o", color=color, ms=5.5, alpha=0.65, mew=0)
-    names = [f"{each['name']}\n{each['role']}" for each, _ in reversed(rows)]
-    _categories(axes, names)
+    _categories(axes, [titled(each) for each, _ in reversed(rows)])
     return _plot(
         figure,
         "finalist_seeds",
@@ -151,7 +157,7 @@ def _reference_models(result: Record) -> Plot | None:
         (each["name"], each["bits_per_byte"], PALE) for each in result.get("references") or ()
     ]
     finalists = [
-        (f"{each['name']} ({each['role']})", each["final"]["bits_per_byte"]["value"], color)
+        (titled(each), each["final"]["bits_per_byte"]["value"], color)
         for each, color in role_colors(result)
         if each.get("final") and each["role"] in ROLE_COLORS
     ]
@@ -184,7 +190,9 @@ def _learning_curves(result: Record) -> Plot | None:
         return None
     figure, axes = _canvas("Learning curves", "training tokens", "bits per byte, selection slice")
     leaders = _leaders(result)
-    for trial in trials:
+    for trial in sorted(
+        trials, key=lambda each: [*leaders, each["id"]].index(each["id"]), reverse=True
+    ):
         points = trial["curve"]
         tokens, means = [each["tokens"] for each in points], [each["mean"] for each in points]
         name, color = leaders.get(trial["id"], (None, PALE))
@@ -237,107 +245,141 @@ def _importance(result: Record) -> Plot | None:
 
 
 def _setting(result: Record, name: str) -> Plot | None:
-    """Bits per byte against one searched setting, whatever its type."""
+    """Bits per byte against one searched setting; trials cut short have a panel of their own."""
     trials = [
         trial
         for trial in result.get("trials") or ()
         if score(trial) is not None and name in trial["settings"]
     ]
-    values = _distinct(trial["settings"][name] for trial in trials)
+    full = [trial for trial in trials if at_full_budget(trial, result)]
+    early = [trial for trial in trials if trial not in full]
+    values = _ordered(name, trials, full)
     if len(values) < 2:
         return None
-    continuous = all(map(_is_number, values)) and (
-        name == "learning_rate" or len(values) > MOST_CATEGORIES
+    numeric = all(map(_is_number, values))
+    continuous = numeric and (name == "learning_rate" or len(values) > MOST_CATEGORIES)
+    figure, panels = _panels(name, continuous=continuous, rows=len(values), full=full, early=early)
+    places = (
+        {t["id"]: t["settings"][name] for t in trials}
+        if continuous
+        else _strips(name, values, trials)
     )
-    draw = _scatter if continuous else _strips
-    figure, left_out = draw(result, trials, name, values)
-    best = min(
-        (trial for trial in trials if at_full_budget(trial, result)),
-        key=lambda trial: score(trial) or math.inf,
-        default=None,
-    )
-    found = f"The best trial had {shown(best['settings'][name])}. " if best else ""
-    return _plot(
-        figure,
-        f"setting_{name}",
-        "settings",
-        f"{found}Each mark is a trial with its spread over seeds; lower bits per byte are better. "
-        "Other settings differ too, so read trends, not single marks. Hollow marks saw fewer tokens "
-        f"and do not compare with full ones.{left_out}",
-    )
-
-
-def _scatter(
-    result: Record, trials: list[Record], name: str, values: list[Any]
-) -> tuple[Figure, str]:
-    figure, axes = _canvas(_setting_title(name), label(name), "bits per byte, selection slice")
-    for marks, style in _marked(result, trials):
-        places = [trial["settings"][name] for trial in marks]
-        axes.errorbar(places, _means(marks), yerr=_spreads(marks), **style)
-    if min(values) > 0 and (name == "learning_rate" or max(values) >= 20 * min(values)):
-        _log_axis(axes, min(values), max(values))
-        axes.set_xlabel(f"{label(name)} (logarithmic)")
-    left_out = _focus(axes, _means(trials), "y")
-    figure.legend(loc="outside lower left", ncols=2)
-    return figure, left_out
-
-
-def _strips(
-    result: Record, trials: list[Record], name: str, values: list[Any]
-) -> tuple[Figure, str]:
-    figure, axes = _canvas(
-        _setting_title(name), "bits per byte, selection slice", label(name), rows=len(values) + 1
-    )
-    members = [[t["id"] for t in trials if t["settings"][name] == value] for value in values]
-    place = {
-        trial: row + (0.5 - (index + 0.5) / len(ids)) * min(0.7, 0.18 * len(ids))
-        for row, ids in enumerate(members)
-        for index, trial in enumerate(ids)
-    }
-    for marks, style in _marked(result, trials):
-        axes.errorbar(_means(marks), [place[t["id"]] for t in marks], xerr=_spreads(marks), **style)
-    _categories(axes, [shown(value) for value in values])
-    left_out = _focus(axes, _means(trials), "x")
-    figure.legend(loc="outside lower left", ncols=2)
-    return figure, left_out
-
-
-def _marked(result: Record, trials: list[Record]) -> Iterator[tuple[list[Record], dict[str, Any]]]:
-    """Groups of trials with their marks: full for the full budget, hollow by tokens seen."""
-    champions = {
-        each["trial"] for each in result.get("finalists") or () if each["role"] == "champion"
-    }
-    full = [trial for trial in trials if at_full_budget(trial, result)]
-    budget = tokens_shown(result["full_budget"])
-    base = {"ls": "", "elinewidth": 1, "capsize": 0}
-    for marks, color, name in (
-        ([t for t in full if t["id"] not in champions], INK, f"full budget, {budget} tokens"),
-        ([t for t in full if t["id"] in champions], ROLE_COLORS["champion"], "champion's trial"),
+    for marks, style in _marked(result, full, early):
+        axes = panels["early" if marks[0] in early else "full"]
+        at, means = [places[t["id"]] for t in marks], [score(t) for t in marks]
+        spreads = [t["bits_per_byte"].get("spread") or 0.0 for t in marks]
+        if continuous:
+            axes.errorbar(at, means, yerr=spreads, **style)
+        else:
+            axes.errorbar(means, at, xerr=spreads, **style)
+    left_out = _focus(panels["full"], _scores(full), "y" if continuous else "x") if full else ""
+    if (
+        continuous
+        and min(values) > 0
+        and (name == "learning_rate" or max(values) >= 20 * min(values))
     ):
-        if marks:
-            yield marks, {**base, "marker": "o", "ms": 6, "color": color, "label": name}
-    early = sorted((t for t in trials if t not in full), key=lambda trial: trial["tokens"])
-    for index, marks in enumerate(_by_tokens(early)):
+        _log_axis(list(panels.values())[-1], wide=max(values) > 200 * min(values))
+    if not continuous:
+        _categories(figure.axes[0], [shown(value) for value in values])
+    figure.legend(loc="outside lower left", ncols=2)
+    return _plot(
+        figure, f"setting_{name}", "settings", _setting_words(name, full, early) + left_out
+    )
+
+
+def _setting_words(name: str, full: list[Record], early: list[Record]) -> str:
+    best = min(full, key=lambda trial: score(trial) or math.inf, default=None)
+    words = [
+        f"The best trial had {label(name)} {shown(best['settings'][name])}." if best else "",
+        "Each mark is a trial with its spread over seeds; lower bits per byte are better.",
+        "Hollow marks saw fewer tokens: they do not compare with the others." if early else "",
+        "Other settings differ too, so read trends, not single marks.",
+    ]
+    return " ".join(filter(None, words))
+
+
+def _ordered(name: str, trials: list[Record], full: list[Record]) -> list[Any]:
+    """The setting's values from the bottom up: numbers by size, others with the best on top."""
+    values = list(dict.fromkeys(trial["settings"][name] for trial in trials))
+    if all(map(_is_number, values)):
+        return sorted(values)
+    best = {
+        value: min(_scores(t for t in full if t["settings"][name] == value), default=math.inf)
+        for value in values
+    }
+    return sorted(values, key=lambda value: (-best[value], shown(value)))
+
+
+def _strips(name: str, values: list[Any], trials: list[Record]) -> dict[str, float]:
+    """Where each trial stands in the row of its value: beside the others, in their order."""
+    places = {}
+    for row, value in enumerate(values):
+        ids = [trial["id"] for trial in trials if trial["settings"][name] == value]
+        width = min(0.7, 0.18 * len(ids))
+        for index, trial in enumerate(ids):
+            places[trial] = row + width * (0.5 - (index + 0.5) / len(ids))
+    return places
+
+
+def _panels(
+    name: str, *, continuous: bool, rows: int, full: list[Record], early: list[Record]
+) -> tuple[Figure, dict[str, Axes]]:
+    """Axes for full and early trials, as far as there are any: above, or at the right."""
+    from matplotlib.figure import Figure
+
+    kinds = [kind for kind, trials in (("full", full), ("early", early)) if trials]
+    words = {"full": "bits per byte, selection slice", "early": "ended early"}
+    if continuous:
+        kinds.reverse()
+        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+        ratios = [1.0, 2.4][-len(kinds) :]
+        grid = figure.subplots(len(kinds), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        grid[-1].set_xlabel(label(name))
+    else:
+        figure = Figure(figsize=(WIDTH, 1.7 + 0.42 * rows), layout="constrained")
+        ratios = [2.4, 1.0][: len(kinds)]
+        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=ratios)[0]
+        grid[0].set_ylabel(label(name))
+    panels = dict(zip(kinds, grid, strict=True))
+    for kind, axes in panels.items():
+        (axes.set_ylabel if continuous else axes.set_xlabel)(words[kind])
+        axes.locator_params(axis="y" if continuous else "x", nbins=3 if kind == "early" else 5)
+    grid[0].set_title(f"{label(name).capitalize()} against bits per byte")
+    return figure, panels
+
+
+def _marked(
+    result: Record, full: list[Record], early: list[Record]
+) -> Iterator[tuple[list[Record], dict[str, Any]]]:
+    """Groups of trials with their marks: full for the full budget, hollow by tokens seen."""
+    champions = {f["trial"] for f in result.get("finalists") or () if f["role"] == "champion"}
+    budget = tokens_shown(result["full_budget"])
+    base = {"ls": "", "elinewidth": 1, "marker": "o", "ms": 6}
+    others = [trial for trial in full if trial["id"] not in champions]
+    champion = [trial for trial in full if trial["id"] in champions]
+    if others:
+        yield others, {**base, "color": INK, "label": f"full budget, {budget} tokens"}
+    if champion:
+        yield champion, {**base, "color": ROLE_COLORS["champion"], "label": "champion's trial"}
+    hollow = {**base, "color": GREY, "mfc": "white"}
+    for marker, marks in zip(HOLLOW_MARKERS, _by_tokens(early), strict=False):
         least, most = tokens_shown(marks[0]["tokens"]), tokens_shown(marks[-1]["tokens"])
-        name = f"only {least} tokens" if least == most else f"only {least} to {most} tokens"
-        hollow = {"marker": HOLLOW_MARKERS[index], "mfc": "white", "color": GREY, "ms": 5.5}
-        yield marks, {**base, **hollow, "alpha": 0.8, "label": name}
+        words = f"only {least} tokens" if least == most else f"only {least} to {most} tokens"
+        yield marks, {**hollow, "marker": marker, "label": words}
 
 
 def _by_tokens(early: list[Record]) -> list[list[Record]]:
     """Trials in groups of equal tokens, or of similar ones when there would be too many groups."""
-    amounts = _distinct(trial["tokens"] for trial in early)
+    amounts = sorted({trial["tokens"] for trial in early})
     size = math.ceil(len(amounts) / len(HOLLOW_MARKERS)) or 1
     chunks = [amounts[start : start + size] for start in range(0, len(amounts), size)]
-    return [[trial for trial in early if trial["tokens"] in chunk] for chunk in chunks]
+    ordered = sorted(early, key=lambda trial: trial["tokens"])
+    return [[trial for trial in ordered if trial["tokens"] in chunk] for chunk in chunks]
 
 
 def _leaders(result: Record) -> dict[str, tuple[str, str]]:
     """Name and colour of the trials to follow: the finalists', else the three best so far."""
-    finalists = {
-        each["trial"]: (f"{each['name']} ({each['role']})", color)
-        for each, color in role_colors(result)
-    }
+    finalists = {each["trial"]: (titled(each), color) for each, color in role_colors(result)}
     if finalists:
         return finalists
     scored = [trial for trial in result.get("trials") or () if score(trial) is not None]
@@ -371,16 +413,13 @@ def _plot(figure: Figure, name: str, section: str, caption: str) -> Plot:
     svg = svg[svg.index("<svg") :]
     # Several pictures share one page: their ids must differ.
     svg = re.sub(r'(<\w+ id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    words = escape(f"{title}. {caption}")
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
     return Plot(name, section, title, caption, svg)
 
 
-def _setting_title(name: str) -> str:
-    return f"{label(name).capitalize()} against bits per byte"
-
-
 def _categories(axes: Axes, names: Sequence[str]) -> None:
-    wrapped = ["\n".join(textwrap.wrap(line, 22)) for name in names for line in [name]]
+    wrapped = ["\n".join(textwrap.wrap(name, 22)) for name in names]
     axes.set_yticks(range(len(names)), wrapped)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -394,15 +433,15 @@ def _token_axis(axes: Axes) -> None:
     axes.set_xlim(left=0)
 
 
-def _log_axis(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic axis with labels at 1, 2 and 5, as few powers of ten are in sight."""
+def _log_axis(axes: Axes, *, wide: bool) -> None:
+    """A logarithmic axis with labels at 1, 2 and 5 where few powers of ten are in sight."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log")
-    wide = high > 200 * low
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
 
 
 def _focus(axes: Axes, values: list[float], axis: str) -> str:
@@ -420,18 +459,9 @@ def _focus(axes: Axes, values: list[float], axis: str) -> str:
     return f" {points} beyond the edge, at up to {ordered[-1]:.3f}."
 
 
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    unique = list(dict.fromkeys(values))
-    return sorted(unique) if all(map(_is_number, unique)) else sorted(unique, key=shown)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _means(trials: list[Record]) -> list[float]:
+def _scores(trials: Iterable[Record]) -> list[float]:
     return [trial["bits_per_byte"]["mean"] for trial in trials]
-
-
-def _spreads(trials: list[Record]) -> list[float]:
-    return [trial["bits_per_byte"].get("spread") or 0.0 for trial in trials]

@@ -28,12 +28,13 @@ CHAMPION_URI = "models:/smallm@champion"
 CHAMPION_FOLDER = "artifacts/model"
 """Where the Hugging Face folder lies in what MLflow downloads for the champion."""
 
-# The journal tries again after an outage, so MLflow need not try for minutes.
+# Quiet, private, and quick to fail: the journal tries again, so MLflow need not for minutes.
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 LOGGED_METRICS = frozenset(
