@@ -1,0 +1,88 @@
+"""A trained model as a Hugging Face folder with its tokenizer and model card, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from smallm.errors import SmallmError
+from smallm.files import write_text
+from smallm.settings import ModelSettings, Settings
+from smallm.tape import TokenTape, copy_tokenizer
+from smallm.tokens import Tokenizer, load_tokenizer
+
+
+def save_model(
+    core: nn.Module, settings: Settings, tokens: TokenTape, folder: Path, *, card: str
+) -> None:
+    """Writes config, safetensors weights, tokenizer and model card into an existing folder."""
+    from smallm.models.huggingface import wrap
+
+    wrap(core, settings.model, tokens.tokenizer).save_pretrained(folder)
+    copy_tokenizer(tokens, folder)
+    write_text(folder / "README.md", card)
+    write_text(folder / "settings.yaml", settings.to_yaml())
+
+
+def load_core(folder: Path) -> tuple[nn.Module, ModelSettings, Tokenizer]:
+    """The module, its shape and its tokenizer from a folder that `save_model` wrote."""
+    from transformers import AutoModelForCausalLM
+
+    from smallm.models.huggingface import SmaLLMForCausalLM
+
+    if not (folder / "config.json").exists():
+        raise SmallmError(f"{folder}: is no model folder, it holds no config.json")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if not isinstance(model, SmaLLMForCausalLM):
+        raise SmallmError(f"{folder}: holds a {type(model).__name__}, not a SmaLLM")
+    return model.core, ModelSettings(**model.config.shape), load_tokenizer(folder)
+
+
+def model_card(
+    *,
+    title: str,
+    facts: dict[str, object],
+    metrics: dict[str, str],
+    settings: Settings,
+    conclusion: list[str],
+) -> str:
+    """A model card: what it is, how good with intervals, what it was trained on, how to load it."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in metrics.items())
+    known = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [smallm]
+---
+# {title}
+
+{" ".join(conclusion)}
+
+## Scores on the final slice
+
+| metric | value |
+|---|---|
+{rows}
+
+## Origin
+
+{known}
+
+## Load
+
+```python
+import smallm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+model = AutoModelForCausalLM.from_pretrained("this folder")
+ids = tokenizer("Neural networks are", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=20)[0]))
+```
+
+## Settings
+
+```yaml
+{settings.to_yaml()}```
+"""
