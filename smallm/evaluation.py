@@ -31,7 +31,7 @@ def _uniform(tokens: TokenTape, part: Slice) -> Scores:
     rows = slice(part.first, part.last)
     sizes = tokens.bytes[rows]
     return Scores(
-        nll=sizes * math.log(256),
+        nll=np.asarray(sizes * math.log(256), dtype=np.float64),
         bytes=sizes,
         words=tokens.words[rows],
         tokens=np.diff(tokens.ends[part.first : part.last + 1]) - 1,

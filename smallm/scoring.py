@@ -93,7 +93,7 @@ def score(
         at_gold = logits.gather(1, gold[:, None])
         nll.append((logits.logsumexp(1) - at_gold[:, 0]).double().cpu().numpy())
         if top:
-            rank = (logits > at_gold).sum(1).cpu().numpy()
+            rank = _rank(logits, gold).cpu().numpy()
             hits.append(rank[:, None] < np.array(TOP))
     core.train(training)
     return summed(tokens, part, np.concatenate(nll), np.concatenate(hits) if top else None)
@@ -129,7 +129,7 @@ def summed(
 def predicted_positions(tokens: TokenTape, part: Slice) -> NDArray[np.int64]:
     """Positions of a slice's tokens without the ids that open documents."""
     first, last = tokens.span(part)
-    positions = np.arange(first, last)
+    positions: NDArray[np.int64] = np.arange(first, last)
     return positions[tokens.tokens[first:last] != END_ID]
 
 

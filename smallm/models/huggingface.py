@@ -56,7 +56,7 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.spelling = (
             Spelling(config.spelling_sizes, predicted) if config.spelling_sizes else None
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -112,7 +112,7 @@ def wrap(core: nn.Module, settings: ModelSettings, tokenizer: Tokenizer) -> SmaL
     model.core.load_state_dict(core.state_dict())
     if model.spelling is not None and spelling is not None:
         model.spelling.fill(spelling)
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return model
 
 

@@ -40,6 +40,7 @@ class MLP(nn.Module):
         """
         self.embedding.weight.normal_(std=self.embedding.embedding_dim**-0.5, generator=generator)
         for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
             layer.weight.normal_(std=(2 / layer.in_features) ** 0.5, generator=generator)
             layer.bias.zero_()
         for last in (self.projection, self.output):

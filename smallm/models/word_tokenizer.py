@@ -31,7 +31,9 @@ class SmaLLMWordTokenizer(PreTrainedTokenizer):
         self._tokens = [*self.words, *BYTES]
         self._ids = {token: number for number, token in enumerate(self._tokens)}
         specials = {"bos_token": END, "eos_token": END, "unk_token": UNKNOWN}
-        super().__init__(**{**specials, "clean_up_tokenization_spaces": False, **kwargs})
+        super().__init__(  # type: ignore[no-untyped-call]
+            **{**specials, "clean_up_tokenization_spaces": False, **kwargs}
+        )
 
     @property
     def vocab_size(self) -> int:

@@ -1,0 +1,266 @@
+"""The ledger of a search: corpus, result record, MLflow, champion, report; all but the running.
+
+What trains where is the business of the program that owns the ledger (`tune/search.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import smallm
+from smallm import confirmation, report, results
+from smallm.champion import save_model
+from smallm.confirmation import Confirmed, Finalist
+from smallm.errors import SmallmError
+from smallm.evaluation import reference_scores
+from smallm.files import read_json, whole_folder, write_json
+from smallm.progress import SearchDisplay
+from smallm.provenance import code_digest, hardware, usable_cpus
+from smallm.settings import CorpusSettings, Settings, validated
+from smallm.space import Space
+from smallm.tape import Tape, TokenTape, build_tape, tokenize_tape
+from smallm.tracking import CHAMPION_URI, Tracker
+from smallm.training import uses_bf16
+
+Folders = Mapping[tuple[str, int], str]
+"""Folder of the tokens of each tokenizer, by kind and vocabulary."""
+
+
+def opened(settings: Settings, folders: Folders) -> TokenTape:
+    """The tokens that a config trains on."""
+    folder = Path(folders[settings.tokens.tokenizer, settings.tokens.vocabulary])
+    return TokenTape(Tape(folder.parents[1]), folder)
+
+
+class Ledger:
+    """One search from corpus to champion; its state lives in its folder under the home."""
+
+    def __init__(self, folder: Path, *, uri: str) -> None:
+        kept = read_json(folder / "search.json")
+        self.folder = folder
+        self.space: Space = validated(Space, kept["space"])
+        self.corpus: CorpusSettings = validated(CorpusSettings, kept["corpus"])
+        self.default = self.space.config(self.space.default_point())
+        self.display = SearchDisplay(
+            trials=self.space.trials, rungs=len(self.default.training.evaluate_at)
+        )
+        self.say = self.display.say
+        self.seconds: dict[str, float] = {}
+        self.started = time.perf_counter()
+        self.tracker = Tracker.open(
+            folder, uri=uri, experiment="smallm", search=folder.name, notify=self.say
+        )
+
+    def build_corpus(self) -> None:
+        """Builds or opens the tape and the tokens of every tokenizer that a trial may use."""
+        start = time.perf_counter()
+        self.tape = build_tape(self.corpus, home=self.folder.parents[1], workers=usable_cpus())
+        ratios = self.space.heldout_ratios()
+        self.folders: Folders = {
+            (each.tokenizer, each.vocabulary): str(
+                tokenize_tape(self.tape, each, ratios=ratios).folder
+            )
+            for each in self.space.tokenizers()
+        }
+        self.seconds["corpus"] = time.perf_counter() - start
+        self._tell_corpus()
+
+    def _tell_corpus(self) -> None:
+        manifest = self.tape.manifest
+        removed = manifest["duplicates"]
+        self.say(
+            f"corpus {manifest['source']}: {manifest['documents']:,} documents, "
+            f"{manifest['bytes'] / 1e6:.1f} MB, {removed['exact']:,} exact and "
+            f"{removed['near']:,} near duplicates removed, in {self.seconds['corpus']:.0f} s"
+        )
+        self.tracker.start_run(
+            "search",
+            name=self.folder.name,
+            params={**self.space.settings, "space": self.space.name, "trials": self.space.trials},
+            tags={"smallm.kind": "search", "smallm.code": code_digest()},
+        )
+        self.tracker.log_corpus(
+            "search",
+            name=manifest["source"],
+            digest=manifest["digest"],
+            source={name: str(value) for name, value in manifest["fingerprint"].items()},
+            profile={name: manifest[name] for name in ("documents", "bytes", "words")},
+        )
+
+    def searched(self, trials: Sequence[dict[str, Any]], *, cpus: int, gpus: int) -> dict[str, Any]:
+        """The result record of a search without confirmation."""
+        vocabulary = opened(self.default, self.folders).vocabulary
+        device = torch.device("cuda" if gpus else "cpu")
+        names = list(self.space.search)
+        return {
+            "schema": results.SCHEMA,
+            "name": self.folder.name,
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "smallm": {"version": smallm.__version__, "digest": code_digest()},
+            "space": self.space.name,
+            "corpus": results.corpus_record(self.tape, self.space.heldout_ratios()),
+            "hardware": hardware(
+                cpus=cpus, gpus=gpus, bf16=uses_bf16(self.default, vocabulary, device)
+            ),
+            "settings": {k: v for k, v in self.default.flat().items() if k not in names},
+            "searched": names,
+            "seeds": list(self.space.seeds),
+            "full_budget": max((trial["tokens"] for trial in trials), default=0),
+            "trials": list(trials),
+            **results.seed_noise(trials, seeds=len(self.space.seeds)),
+            "importance": results.importance(self.space, trials),
+            "finalists": [],
+            "comparisons": [],
+            "references": [],
+            "conclusion": [],
+            "champion": None,
+        }
+
+    def finalists(self, record: Mapping[str, Any]) -> list[Finalist]:
+        """Which configs are worth fresh seeds."""
+        return confirmation.choose_finalists(
+            record["trials"],
+            count=self.space.confirmed,
+            configs={each["id"]: self.space.config(each["settings"]) for each in record["trials"]},
+            default=self.default,
+        )
+
+    def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
+        """Adds the confirmation to the record, saves the champion and registers it."""
+        champion, *_ = ordered = confirmation.ranked(confirmed)
+        tokens = opened(champion.finalist.settings, self.folders)
+        ratio = champion.finalist.settings.training.split_ratio
+        _, final = self.tape.heldout(self.space.heldout_ratios())
+        references = reference_scores(tokens, self.tape.training(ratio), final)
+        core = champion.core(tokens.vocabulary)
+        record |= confirmation.confirmation_record(ordered, references, record["searched"])
+        record["conclusion"].append(record["replication_advice"])
+        folder = self.folder / "champion"
+        if not folder.exists():
+            with whole_folder(folder) as temporary:
+                card = confirmation.card(champion, record)
+                save_model(core, champion.finalist.settings, tokens, temporary, card=card)
+        record["champion"] = {
+            "trial": champion.finalist.trial,
+            "folder": str(folder),
+            "model_uri": CHAMPION_URI,
+        }
+        for each, row in zip(ordered, record["finalists"], strict=True):
+            self._track_confirmation(each, row)
+
+    def _track_confirmation(self, confirmed: Confirmed, row: Mapping[str, Any]) -> None:
+        key = f"confirmation/{row['name']}"
+        self.tracker.start_run(
+            key,
+            name=f"confirmation of {row['name']}",
+            parent="search",
+            params=confirmed.finalist.settings.replace(seeds=row["seeds"]).flat(),
+            tags={"smallm.kind": "confirmation", "smallm.role": row["role"]},
+        )
+        self.tracker.log(key, confirmation.final_metrics(row), step=0)
+        if row["role"] == "champion":
+            corpus = self.tape.manifest["digest"]
+            tags = {"smallm.corpus": corpus, "smallm.search": self.folder.name}
+            self.tracker.register_champion(key, self.folder / "champion", tags=tags)
+        self.tracker.end_run(key, status="FINISHED", reason="confirmed")
+
+    def publish(
+        self,
+        record: dict[str, Any],
+        confirmed: Sequence[Confirmed],
+        *,
+        wall: float,
+        interrupted: bool,
+    ) -> None:
+        """Writes the result, records it in MLflow and prints it."""
+        work = sum(trial["seconds"] for trial in record["trials"])
+        work += sum(one.seconds for each in confirmed for one in each.replicates)
+        record["overhead"] = results.overhead(
+            wall=wall, trials=work, concurrent=self.display.concurrent
+        )
+        record["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
+        if interrupted:
+            record["conclusion"].insert(
+                0, f"The search was interrupted: go on with --resume {self.folder.name}."
+            )
+        elif not record["conclusion"]:
+            record["conclusion"] = ["No config reached the full budget: there is no champion."]
+        write_json(self.folder / "result.json", record)
+        report.write_leaderboard(record, self.folder / "leaderboard.csv")
+        report.write_report(record, self.folder / "report.html")
+        for name in ("result.json", "leaderboard.csv", "report.html"):
+            self.tracker.log_artifacts("search", self.folder / name)
+        status = "KILLED" if interrupted else "FINISHED"
+        self.tracker.end_run("search", status=status, reason=record["conclusion"][0])
+        self._print(record)
+
+    def _print(self, record: Mapping[str, Any]) -> None:
+        self.display.console.print(report.terminal_table(dict(record)))
+        for line in record["conclusion"]:
+            self.display.console.print(f"- {line}", markup=False)
+        spent = record["overhead"]
+        self.say(
+            f"search and confirmation took {spent['wall']:.1f} s for {spent['trials']:.1f} s of "
+            f"training and scoring on {spent['concurrent']} slots: overhead {spent['ratio']:.2f}"
+        )
+        self.say(f"report: {self.folder / 'report.html'}")
+
+    def close(self) -> None:
+        """Waits for MLflow, and says what it could not record."""
+        pending = self.tracker.close(timeout=60)
+        if pending:
+            self.say(
+                f"{pending} records wait for MLflow: `smallm sync {self.folder.name}` sends them"
+            )
+
+
+def new_search(
+    home: Path,
+    space: Space,
+    given: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    trials: int | None = None,
+    confirmed: int | None = None,
+) -> Path:
+    """A folder for a new search, with all that is needed to resume it.
+
+    `given` settings are fixed for all trials, whatever the space says of them.
+    """
+    corpus = Settings.from_flat(given).corpus
+    fixed = {k: v for k, v in given.items() if k not in CorpusSettings.model_fields}
+    changed = space.model_dump(mode="json")
+    changed["search"] = {k: v for k, v in changed["search"].items() if k not in fixed}
+    if "seeds" in fixed:
+        changed["seeds"] = fixed.pop("seeds")
+    changed["settings"] |= fixed
+    changed |= {"trials": trials or space.trials, "confirmed": confirmed or space.confirmed}
+    space = validated(Space, changed)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = home / "searches" / (name or f"{corpus.source}-{space.name}-{stamp}")
+    if folder.exists():
+        raise SmallmError(f"{folder}: exists; choose another --name or --resume {folder.name}")
+    with whole_folder(folder) as temporary:
+        write_json(
+            temporary / "search.json",
+            {"space": space.model_dump(mode="json"), "corpus": corpus.model_dump(mode="json")},
+        )
+    return folder
+
+
+def search_to_resume(home: Path, name: str) -> Path:
+    """The folder of the search of that name, or of the newest one."""
+    started = sorted(home.glob("searches/*/search.json"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in started]
+    if name == "newest" and names:
+        return started[-1].parent
+    if name not in names:
+        known = ", ".join(names) or "none"
+        raise SmallmError(f"{home}: has no search {name!r} to resume; known: {known}")
+    return home / "searches" / name

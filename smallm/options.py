@@ -1,0 +1,103 @@
+"""Command-line options made from the settings, and the one place where errors become one line."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from pydantic.fields import FieldInfo
+
+from smallm.errors import SmallmError
+from smallm.settings import Settings, fields, groups_of_fields, read_yaml
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Numbers(click.ParamType):
+    """Several numbers separated by commas, such as 42,43,44."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        """The numbers as a tuple."""
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            return tuple(self.kind(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 42,43,44", param, ctx)
+
+
+def settings_options(*groups: str) -> Callable[[Command], Command]:
+    """Gives a command a flag for every setting of the groups, and `--config`.
+
+    The command receives `given`: the flat settings that the user chose. Flags win over the file;
+    `Settings.from_flat(given)` adds the defaults.
+    """
+    names = [name for name, group in groups_of_fields().items() if group in groups]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(*args: Any, config: Path | None, **kwargs: Any) -> Any:
+            flags = {name: kwargs.pop(name) for name in names}
+            chosen = {name: value for name, value in flags.items() if value is not None}
+            given = (read_yaml(config) if config else {}) | chosen
+            Settings.from_flat(given)  # a wrong value ends here, with one line
+            return command(*args, given=given, **kwargs)
+
+        for name in reversed(names):
+            _option(name, fields()[name])(collect)
+        return click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            help="YAML file of settings; flags win over it.",
+        )(collect)
+
+    return decorate
+
+
+def _option(name: str, info: FieldInfo) -> Callable[[Any], Any]:
+    kind: Any = info.annotation
+    if typing.get_origin(kind) is types.UnionType:
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    flag = f"--{name.replace('_', '-')}"
+    shown = info.get_default()
+    shown = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+    text = f"{info.description}" + ("" if shown is None else f" [default: {shown}]")
+    options: dict[str, Any] = {"default": None, "help": text}
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, **options)
+    if typing.get_origin(kind) is typing.Literal:
+        options["type"] = click.Choice([str(each) for each in typing.get_args(kind)])
+    elif typing.get_origin(kind) is tuple:
+        options["type"] = Numbers(typing.get_args(kind)[0])
+    elif kind is Path:
+        options["type"] = click.Path(path_type=Path, resolve_path=True)
+    else:
+        options["type"] = kind
+    return click.option(flag, name, **options)
+
+
+def run_program(command: click.Command) -> NoReturn:
+    """Runs a program: bad input is one line on stderr and exit code 1, wrong usage 2."""
+    try:
+        code = command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except SmallmError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        code = 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,84 @@
+"""What a person sees while a search runs: a line for every event, and on a terminal a bar below.
+
+In a log file the lines alone remain, each with the time since the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from smallm.results import METRIC, time_left
+
+if TYPE_CHECKING:
+    from smallm.confirmation import Replicate
+
+
+class SearchDisplay:
+    """Trials, rungs, best so far and time left."""
+
+    def __init__(self, *, trials: int, rungs: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.trials, self.rungs = trials, rungs
+        self.concurrent = 1
+        self.start = time.perf_counter()
+        self.best: tuple[float, str] | None = None
+        self.seconds: list[float] = []
+        self.evaluations: dict[int, int] = {}
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("trials", total=trials, note="")
+
+    def say(self, text: str) -> None:
+        """Prints a line with the time since the start."""
+        self.console.print(f"[{time.perf_counter() - self.start:5.0f} s] {text}", markup=False)
+
+    def started(self, number: int, point: Mapping[str, Any]) -> None:
+        """A trial begins."""
+        chosen = ", ".join(f"{name} {_short(value)}" for name, value in point.items())
+        self.say(f"trial {number} starts: {chosen}")
+
+    def scored(self, number: int, report: Mapping[str, Any]) -> None:
+        """A trial reached a rung."""
+        rung = self.evaluations[number] = self.evaluations.get(number, 0) + 1
+        if self.best is None or report[METRIC] < self.best[0]:
+            self.best = (report[METRIC], f"trial {number}")
+        self.say(
+            f"trial {number} rung {rung}/{self.rungs}: {report[METRIC]:.3f} ± "
+            f"{report['spread']:.3f} bits per byte after {report['tokens']:,} tokens; "
+            f"{self._best()}"
+        )
+        self.bar.update(self.task, note=self._best())
+
+    def ended(self, number: int, report: Mapping[str, Any], reason: str) -> None:
+        """A trial has ended."""
+        self.seconds.append(float(report.get("seconds", 0)))
+        left = time_left(self.seconds, trials=self.trials, concurrent=self.concurrent)
+        note = "" if left is None else f", about {left:.0f} s left before confirmation"
+        self.say(f"trial {number} ended: {reason}; {len(self.seconds)}/{self.trials} trials{note}")
+        self.bar.advance(self.task)
+
+    def confirmed(self, name: str, replicate: Replicate, done: int, total: int) -> None:
+        """A finalist has been trained with a fresh seed."""
+        self.say(
+            f"confirmation {done}/{total}: {name} with seed {replicate.seed}: "
+            f"{replicate.selection.bits_per_byte:.3f} bits per byte on the selection slice"
+        )
+
+    def _best(self) -> str:
+        return "" if self.best is None else f"best {self.best[0]:.3f} ({self.best[1]})"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,49 @@
+"""Where figures come from: code digest, versions, hardware."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import smallm
+
+
+@cache
+def code_digest() -> str:
+    """Identifies this SmaLLM by its source files, so that nodes can be compared."""
+    content = hashlib.sha256()
+    package = Path(smallm.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        content.update(path.relative_to(package).as_posix().encode())
+        content.update(path.read_bytes())
+    return content.hexdigest()[:12]
+
+
+def require_same_code(digest: str) -> None:
+    """Raises RuntimeError when this process runs another SmaLLM than the one of that digest."""
+    if code_digest() != digest:
+        raise RuntimeError(
+            f"{platform.node()} runs smallm {code_digest()}, the driver {digest}: "
+            "install the same version on every node"
+        )
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware(*, cpus: int, gpus: int, bf16: bool) -> dict[str, object]:
+    """What the figures were measured on, for the result record."""
+    import torch
+
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "cpus": cpus,
+        "gpus": gpus,
+        "torch": torch.__version__,
+        "precision": "bf16" if bf16 else "fp32",
+    }

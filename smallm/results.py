@@ -1,0 +1,186 @@
+"""The result record of a search, assembled from rows: what `result.json` and the report hold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smallm import significance
+from smallm.space import Space
+from smallm.tape import Tape
+from smallm.training import PENALTY, Progress
+
+METRIC = "bits_per_byte"
+MILESTONE = "milestone"
+SCHEMA = 1
+
+
+def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]:
+    """A progress record as Ray Tune and MLflow take it: flat numbers.
+
+    `milestone` grows by the reduction factor at every evaluation, so that each one is a rung of
+    successive halving wherever it lies in the budget.
+    """
+    return {
+        METRIC: progress.mean,
+        "spread": progress.spread,
+        MILESTONE: reduction**rung,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "tokens_per_second": progress.tokens_per_second,
+        "finished": progress.done or len(progress.failures) == len(progress.bits_per_byte),
+        "failure": "; ".join(f"seed {seed} {why}" for seed, why in progress.failures.items()),
+        **{f"{METRIC}/seed_{seed}": bits for seed, bits in progress.bits_per_byte.items()},
+        **{f"loss/seed_{seed}": loss for seed, loss in progress.loss.items()},
+    }
+
+
+def trial_record(
+    *,
+    id: str,
+    number: int,
+    settings: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    error: str | None,
+    interrupted: bool,
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """A trial as the result record holds it, from what it reported."""
+    curve = [_point(row, seeds) for row in _once(rows)]
+    last = rows[-1] if rows else {}
+    status, reason = _ended(last, error, interrupted)
+    measured = curve[-1] if curve and status != "failed" else None
+    return {
+        "id": id,
+        "number": number,
+        "settings": dict(settings),
+        "status": status,
+        "reason": reason,
+        "tokens": int(last.get("tokens", 0)),
+        "seconds": float(last.get("seconds", 0.0)),
+        METRIC: None
+        if measured is None
+        else {
+            "mean": measured["mean"],
+            "spread": float(last["spread"]),
+            "per_seed": measured["per_seed"],
+        },
+        "curve": curve,
+    }
+
+
+def _once(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A resumed trial reports some rows again: the first of each stands."""
+    first: dict[Any, Mapping[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["tokens"], row)
+    return list(first.values())
+
+
+def _point(row: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "tokens": int(row["tokens"]),
+        "seconds": float(row["seconds"]),
+        "mean": float(row[METRIC]),
+        "per_seed": {str(seed): float(row[f"{METRIC}/seed_{seed}"]) for seed in seeds},
+    }
+
+
+def _ended(last: Mapping[str, Any], error: str | None, interrupted: bool) -> tuple[str, str]:
+    if error is not None:
+        return "failed", error.strip().splitlines()[-1]
+    if last.get("finished"):
+        failure = str(last.get("failure") or "")
+        diverged = failure and last[METRIC] > (PENALTY + 8) / 3  # most replicates failed
+        return ("failed", failure) if diverged else ("completed", failure)
+    if interrupted:
+        return "interrupted", "the search was interrupted"
+    return "stopped", f"behind the others at {int(last.get('tokens', 0)):,} tokens"
+
+
+def seed_noise(trials: Sequence[Mapping[str, Any]], *, seeds: int) -> dict[str, Any]:
+    """Intraclass correlation over all trials at their first evaluation, and what it advises."""
+    scores = [
+        list(trial["curve"][0]["per_seed"].values())
+        for trial in trials
+        if trial["curve"] and PENALTY not in trial["curve"][0]["per_seed"].values()
+    ]
+    enough = len(scores) > 1 and seeds > 1
+    correlation = significance.intraclass_correlation(scores) if enough else None
+    return {
+        "intraclass_correlation": correlation,
+        "replication_advice": significance.replication_advice(correlation, seeds=seeds),
+    }
+
+
+def importance(space: Space, trials: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Share of each searched setting in the variance of the score at the first evaluation.
+
+    All trials reach it, so stopped ones count on equal terms. None with too few trials.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rows = [trial for trial in trials if trial["curve"] and trial["curve"][0]["mean"] < 8]
+    if len(rows) < 4 or len({row["curve"][0]["mean"] for row in rows}) < 2:
+        return None
+    study = optuna.create_study()
+    distributions = space.distributions()
+    for row in rows:
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=row["settings"], distributions=distributions, value=row["curve"][0]["mean"]
+            )
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items() if math.isfinite(share)}
+
+
+def corpus_record(tape: Tape, ratios: Sequence[float]) -> dict[str, Any]:
+    """The corpus as the result record holds it."""
+    manifest = tape.manifest
+    kept = ("source", "documents", "bytes", "words", "digest", "duplicates", "dropped")
+    selection, final = tape.heldout(ratios)
+    named = {"selection": selection, "final": final}
+    training = {f"{ratio:g}": tape.training(ratio) for ratio in sorted(ratios)}
+    return {
+        **{name: manifest[name] for name in kept},
+        "versions": manifest["fingerprint"],
+        "slices": {
+            "training": {
+                name: {"documents": len(part), "bytes": tape.bytes(part)}
+                for name, part in training.items()
+            },
+            **{
+                name: {"documents": len(part), "bytes": tape.bytes(part)}
+                for name, part in named.items()
+            },
+        },
+    }
+
+
+def overhead(*, wall: float, trials: float, concurrent: int) -> dict[str, float]:
+    """How much longer the search took than its trials' own work, spread over the slots."""
+    return {
+        "wall": wall,
+        "trials": trials,
+        "concurrent": concurrent,
+        "ratio": wall / (trials / concurrent) if trials else math.inf,
+    }
+
+
+def time_left(ended: Sequence[float], *, trials: int, concurrent: int) -> float | None:
+    """Seconds until the other trials have ended, if they take as long as those before."""
+    if not ended:
+        return None
+    return statistics.fmean(ended) * max(trials - len(ended), 0) / concurrent
+
+
+def trial_resources(*, cpus: float, gpus: float, models_per_gpu: int = 4) -> dict[str, float]:
+    """Ray resources of one trial: a thread each; on GPUs a share of one."""
+    if not gpus:
+        return {"CPU": 1}
+    return {"CPU": max(1, min(cpus / (gpus * models_per_gpu), 4)), "GPU": 1 / models_per_gpu}

@@ -1,0 +1,148 @@
+"""Search spaces: which settings are fixed, which are searched, over which values."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import Field, model_validator
+
+from smallm.errors import SmallmError, unknown_name
+from smallm.settings import (
+    Group,
+    Settings,
+    TokenizerSettings,
+    groups_of_fields,
+    read_yaml,
+    validated,
+)
+
+
+class Choices(Group):
+    """One of several values."""
+
+    choices: tuple[str | bool | int | float, ...] = Field(min_length=1)
+
+
+class Range(Group):
+    """A number between two bounds, both included; whole when both bounds are."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _rising(self) -> Range:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError("needs low < high, and low > 0 where log is true")
+        return self
+
+
+class Space(Group):
+    """A search: its settings, what is searched, how many trials, seeds and confirmations."""
+
+    name: str
+    description: str = ""
+    trials: Annotated[int, Field(ge=1)] = 12
+    """Number of configs."""
+    seeds: tuple[int, ...] = (42, 43, 44)
+    """Replicates of every config."""
+    confirmed: Annotated[int, Field(ge=1)] = 2
+    """How many of the best configs are trained again with fresh seeds."""
+    confirmation_seeds: tuple[int, ...] = (1042, 1043, 1044, 1045, 1046)
+    """The fresh seeds: none of them may be a seed of the search."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """At every rung about one config in this many goes on."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, Choices | Range] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_settings(self) -> Space:
+        for name in [*self.settings, *self.search]:
+            if name not in groups_of_fields():
+                raise ValueError(unknown_name("setting", name, groups_of_fields()))
+        if "seeds" in self.search or "seeds" in self.settings:
+            raise ValueError("seeds are replicates, never searched: set `seeds` of the space")
+        if set(self.seeds) & set(self.confirmation_seeds):
+            raise ValueError("confirmation_seeds must be seeds that the search does not use")
+        for name, values in self.search.items():
+            for value in _extremes(values):
+                self.config({**self.default_point(), name: value})
+        self.heldout_ratios()
+        return self
+
+    def config(self, point: dict[str, Any]) -> Settings:
+        """The settings of a trial: defaults, the space's fixed ones, the searched ones."""
+        return Settings.from_flat({**self.settings, **point, "seeds": self.seeds})
+
+    def default_point(self) -> dict[str, Any]:
+        """The searched settings at their defaults, moved into the space where outside."""
+        defaults = Settings.from_flat(self.settings).flat()
+        point = {}
+        for name, values in self.search.items():
+            value = defaults[name]
+            if isinstance(values, Choices):
+                point[name] = value if value in values.choices else values.choices[0]
+            else:
+                point[name] = min(max(value, values.low), values.high)
+        return point
+
+    def heldout_ratios(self) -> list[float]:
+        """Every split ratio that a trial may use."""
+        searched = self.search.get("split_ratio")
+        if searched is None:
+            return [Settings.from_flat(self.settings).training.split_ratio]
+        return [float(ratio) for ratio in _extremes(searched)]
+
+    def tokenizers(self) -> list[TokenizerSettings]:
+        """Every tokenizer that a trial may use."""
+        names = [name for name in TokenizerSettings.model_fields if name in self.search]
+        if any(isinstance(self.search[name], Range) for name in names):
+            raise SmallmError(f"search.{names[0]}: tokenizers need `choices`, not a range")
+        combinations = itertools.product(*(_extremes(self.search[name]) for name in names))
+        return [
+            self.config({**self.default_point(), **dict(zip(names, values, strict=True))}).tokens
+            for values in combinations
+        ]
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The searched settings as Optuna samples them."""
+        return {name: _distribution(values) for name, values in self.search.items()}
+
+
+def load_space(name: str) -> Space:
+    """A space that ships with SmaLLM, by name, or a YAML file, by path."""
+    shipped = {
+        Path(entry.name).stem: entry
+        for entry in resources.files("smallm.spaces").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    if name in shipped:
+        with resources.as_file(shipped[name]) as path:
+            content = read_yaml(path)
+    elif Path(name).suffix in {".yaml", ".yml"} or Path(name).exists():
+        content = read_yaml(Path(name))
+    else:
+        raise SmallmError(f"{unknown_name('space', name, shipped)}; or the path of a YAML file")
+    space: Space = validated(Space, {"name": Path(name).stem, **content})
+    return space
+
+
+def _extremes(values: Choices | Range) -> list[Any]:
+    return list(values.choices) if isinstance(values, Choices) else [values.low, values.high]
+
+
+def _distribution(values: Choices | Range) -> BaseDistribution:
+    if isinstance(values, Choices):
+        return CategoricalDistribution(values.choices)
+    if isinstance(values.low, int) and isinstance(values.high, int):
+        return IntDistribution(values.low, values.high, log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)

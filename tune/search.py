@@ -1,0 +1,388 @@
+"""The search: from a text to a crowned model, on one machine or a Ray cluster.
+
+    python tune/search.py                              # embedded corpus, space `quick`
+    python tune/search.py --source folder --path notes --space full
+    python tune/search.py --resume                     # go on after a crash or Ctrl-C
+    ray submit cluster.yaml tune/search.py -- --space full
+
+What is distributed and how; every decision is a function of `smallm`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "5")
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from smallm import confirmation, results
+from smallm.confirmation import Confirmed
+from smallm.errors import SmallmError
+from smallm.home import open_home
+from smallm.ledger import Folders, Ledger, new_search, opened, search_to_resume
+from smallm.options import run_program, settings_options
+from smallm.progress import SearchDisplay
+from smallm.provenance import code_digest, require_same_code, usable_cpus
+from smallm.results import METRIC, MILESTONE
+from smallm.settings import Settings
+from smallm.space import Space, load_space
+from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
+
+
+def train_trial(
+    point: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
+) -> None:
+    """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
+    from smallm.training import Training
+
+    require_same_code(job["digest"])
+    settings = space.config(point)
+    tokens = opened(settings, folders)
+    selection, _ = tokens.tape.heldout(space.heldout_ratios())
+    checkpoint = tune.get_checkpoint()
+    training = Training(
+        settings,
+        tokens,
+        selection=selection,
+        threads=job["threads"],
+        device=job["device"],
+        resume_from=Path(checkpoint.path) / "state" if checkpoint else None,
+    )
+    shares = settings.training.evaluate_at
+    for progress in training:
+        rung = sum(share < progress.tokens / progress.budget - 1e-3 for share in shares)
+        report = results.reported(progress, rung=rung, reduction=space.reduction)
+        if report["finished"]:
+            tune.report(report)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                training.save(Path(folder) / "state")
+                tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+@ray.remote(max_retries=2)
+def train_replicate(
+    settings: Settings, space: Space, folders: Folders, job: dict[str, Any]
+) -> confirmation.Replicate:
+    """One finalist with one fresh seed."""
+    require_same_code(job["digest"])
+    tokens = opened(settings, folders)
+    selection, final = tokens.tape.heldout(space.heldout_ratios())
+    return confirmation.confirm(
+        settings,
+        tokens,
+        selection=selection,
+        final=final,
+        threads=job["threads"],
+        device=job["device"],
+    )
+
+
+class OptunaSearcher(Searcher):
+    """Optuna's TPE behind Ray Tune; stopped trials are told as pruned, failed ones as failed.
+
+    Ray's own OptunaSearch tells a stopped trial as complete with its early value.
+    """
+
+    def __init__(self, space: Space, name: str) -> None:
+        super().__init__(metric=METRIC, mode="min")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(seed=space.seeds[0], n_startup_trials=6)
+        self.study = optuna.create_study(study_name=name, sampler=sampler)
+        self.study.enqueue_trial(space.default_point())
+        self.distributions = space.distributions()
+        self.asked: dict[str, optuna.trial.Trial] = {}
+        self.told: set[tuple[str, int]] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The next config; the default one comes first."""
+        self.asked[trial_id] = self.study.ask(self.distributions)
+        return dict(self.asked[trial_id].params)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Passes an intermediate value on, once."""
+        step = int(result["tokens"])
+        if trial_id in self.asked and (trial_id, step) not in self.told:
+            self.asked[trial_id].report(result[METRIC], step=step)
+            self.told.add((trial_id, step))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells how a trial ended; Ray passes the last result of a stopped one only here."""
+        if trial_id not in self.asked:
+            return
+        if error or result is None:
+            self.study.tell(self.asked.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+            return
+        self.on_trial_result(trial_id, result)
+        trial = self.asked.pop(trial_id)
+        if result["finished"]:
+            self.study.tell(trial, result[METRIC])
+        else:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Writes the study and what is still running."""
+        with open(checkpoint_path, "wb") as file:
+            file.write(ray.cloudpickle.dumps((self.study, self.asked, self.told)))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Reads what `save` wrote, by this program, in the user's own home."""
+        with open(checkpoint_path, "rb") as file:
+            self.study, self.asked, self.told = ray.cloudpickle.loads(file.read())
+
+
+class Listener(tune.Callback):
+    """Passes what trials do to the display and to MLflow, from the driver."""
+
+    def __init__(
+        self, tracker: Tracker | None, display: SearchDisplay | None, space: Space
+    ) -> None:
+        self.tracker, self.display, self.space = tracker, display, space
+
+    def __reduce__(self) -> Any:
+        return Listener, (None, None, self.space)  # Ray pickles its Tuner; a restored one gets ours
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial begins or goes on."""
+        number = trials.index(trial)
+        self.tracker.start_run(
+            f"trial/{trial.trial_id}",
+            name=f"trial {number}",
+            parent="search",
+            params=self.space.config(trial.config).flat(),
+            tags={"smallm.kind": "trial", "smallm.trial": trial.trial_id},
+        )
+        self.display.started(number, trial.config)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A trial reached an evaluation."""
+        key = f"trial/{trial.trial_id}"
+        self.tracker.log(key, metrics_of(result), step=int(result["tokens"]))
+        self.display.scored(trials.index(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial spent its budget or was stopped."""
+        self._ended(trials, trial, error=None)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial failed."""
+        self._ended(trials, trial, error=_last_line(trial.error_file) or "the worker died")
+
+    def _ended(self, trials: list[Any], trial: Any, *, error: str | None) -> None:
+        last = trial.last_result or {}
+        status, reason = stop_reason(
+            tokens=int(last.get("tokens", 0)),
+            budget=self.space.config(trial.config).training.training_tokens,
+            diverged=bool(last.get("failure")),
+            error=error,
+        )
+        self.tracker.end_run(f"trial/{trial.trial_id}", status=status, reason=reason)
+        self.display.ended(trials.index(trial), last, reason)
+
+
+def _last_line(path: str | None) -> str | None:
+    if not path or not Path(path).exists():
+        return None
+    return Path(path).read_text(encoding="utf-8").strip().splitlines()[-1]
+
+
+def make_tuner(ledger: Ledger, job: dict[str, Any]) -> tune.Tuner:
+    """A new Tuner, or the interrupted one of this search folder."""
+    folder, space, folders = ledger.folder, ledger.space, ledger.folders
+    listener = Listener(ledger.tracker, ledger.display, space)
+    resources = job["resources"]
+    trainable = tune.with_resources(
+        tune.with_parameters(train_trial, space=space, folders=folders, job=job), resources
+    )
+    path = folder / "tune"
+    if tune.Tuner.can_restore(str(path)):
+        tuner = tune.Tuner.restore(
+            str(path), trainable, resume_unfinished=True, resume_errored=True
+        )
+        # Ray offers no public way to give a restored Tuner live callbacks.
+        tuner._local_tuner._run_config.callbacks = [listener]
+        return tuner
+    rungs = len(space.config(space.default_point()).training.evaluate_at)
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=OptunaSearcher(space, folder.name),
+            scheduler=tune.schedulers.ASHAScheduler(
+                time_attr=MILESTONE,
+                metric=METRIC,
+                mode="min",
+                grace_period=1,
+                reduction_factor=space.reduction,
+                max_t=space.reduction ** (rungs - 1) + 1,
+            ),
+            num_samples=space.trials,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            callbacks=[listener],
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            failure_config=tune.FailureConfig(max_failures=2),
+        ),
+    )
+
+
+def trial_records(grid: tune.ResultGrid, space: Space) -> list[dict[str, Any]]:
+    """All trials as the result record holds them, in the order they were suggested."""
+    records = []
+    for number, (result, trial) in enumerate(
+        zip(grid, grid._experiment_analysis.trials, strict=True)
+    ):
+        frame = result.metrics_dataframe
+        rows = [] if frame is None or METRIC not in frame else frame.to_dict("records")
+        records.append(
+            results.trial_record(
+                id=trial.trial_id,
+                number=number,
+                settings=trial.config,
+                rows=rows,
+                error=str(result.error) if result.error else None,
+                interrupted=trial.status != "TERMINATED",
+                seeds=space.seeds,
+            )
+        )
+    return records
+
+
+def confirm(ledger: Ledger, record: dict[str, Any], job: dict[str, Any]) -> list[Confirmed]:
+    """Every finalist with every fresh seed, as many at once as fit."""
+    finalists, seeds = ledger.finalists(record), ledger.space.confirmation_seeds
+    resources = job["resources"]
+    task = train_replicate.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+    waiting = {
+        task.remote(
+            each.settings.replace(seeds=[seed]), space=ledger.space, folders=ledger.folders, job=job
+        ): (each, seed)
+        for seed in seeds
+        for each in finalists
+    }
+    total = len(waiting)
+    done: dict[tuple[str, int], confirmation.Replicate] = {}
+    for replicate, (finalist, seed) in _as_they_end(waiting):
+        done[finalist.name, seed] = replicate
+        ledger.display.confirmed(finalist.name, replicate, len(done), total)
+    return [Confirmed(each, tuple(done[each.name, seed] for seed in seeds)) for each in finalists]
+
+
+def _as_they_end(waiting: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    while waiting:
+        (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+        key = waiting.pop(ready)
+        yield ray.get(ready), key
+
+
+def start_ray() -> None:
+    """Joins the cluster that started this program, or starts Ray on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    own = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise SmallmError(
+            f"Ray cannot start{f' at {address}' if address else ''}: {what}"
+        ) from None
+
+
+def make_job(space: Space) -> dict[str, Any]:
+    """What every trial must know of the machines: resources, threads, device, code digest."""
+    total = ray.cluster_resources()
+    resources = results.trial_resources(cpus=total.get("CPU", 1), gpus=total.get("GPU", 0))
+    slots = min(total.get(name, 0) / amount for name, amount in resources.items())
+    return {
+        "resources": resources,
+        "threads": max(1, int(resources["CPU"])),
+        "device": "cuda" if "GPU" in resources else "cpu",
+        "digest": code_digest(),
+        "concurrent": max(1, min(int(slots), space.trials)),
+        "cpus": int(total.get("CPU", 0)),
+        "gpus": int(total.get("GPU", 0)),
+    }
+
+
+def run(ledger: Ledger) -> int:
+    """Searches, confirms, crowns, reports; gives the exit code."""
+    ledger.build_corpus()
+    start = time.perf_counter()
+    confirmed: list[Confirmed] = []
+    try:
+        start_ray()
+        job = make_job(ledger.space)
+        ledger.display.concurrent = job["concurrent"]
+        tuner = make_tuner(ledger, job)
+        with ledger.display.bar:
+            grid = tuner.fit()
+        trials = trial_records(grid, ledger.space)
+        ledger.seconds["search"] = time.perf_counter() - start
+        record = ledger.searched(trials, cpus=job["cpus"], gpus=job["gpus"])
+        interrupted = any(trial["status"] == "interrupted" for trial in trials)
+        if not interrupted:
+            try:
+                confirmed = confirm(ledger, record, job)
+            except KeyboardInterrupt:
+                interrupted = True
+        wall = time.perf_counter() - start
+        ledger.seconds["confirmation"] = wall - ledger.seconds["search"]
+    finally:
+        ray.shutdown()
+    if confirmed:
+        ledger.crown(confirmed, record)
+    ledger.publish(record, confirmed, wall=wall, interrupted=interrupted)
+    return 130 if interrupted else 0
+
+
+@click.command(context_settings={"max_content_width": 100})
+@settings_options("corpus", "tokens", "model", "training")
+@click.option("--space", default="quick", help="A space that ships with SmaLLM, or a YAML file.")
+@click.option("--trials", type=click.IntRange(1), help="Number of configs, instead of the space's.")
+@click.option("--confirmed", type=click.IntRange(1), help="How many of the best to confirm.")
+@click.option("--name", help="Name of the search; by default corpus, space and time.")
+@click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
+def main(
+    given: dict[str, Any], space: str, name: str | None, resume: str | None, **sizes: Any
+) -> None:
+    """Search settings of a SmaLLM on a corpus, confirm the best, crown a champion.
+
+    Settings given as flags or in --config are fixed for all trials.
+    """
+    home = open_home()
+    if resume:
+        folder = search_to_resume(home, resume)
+    else:
+        folder = new_search(home, load_space(space), given, name=name, **sizes)
+    ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
+    try:
+        sys.exit(run(ledger))
+    finally:
+        ledger.close()
+
+
+if __name__ == "__main__":
+    run_program(main)
