@@ -17,8 +17,11 @@ def save_model(
     core: nn.Module, settings: Settings, tokens: TokenTape, folder: Path, *, card: str
 ) -> None:
     """Writes config, safetensors weights, tokenizer and model card into an existing folder."""
+    from transformers.utils import logging
+
     from smallm.models.huggingface import wrap
 
+    logging.disable_progress_bar()  # one small file: a bar would only flood a log
     wrap(core, settings.model, tokens.tokenizer).save_pretrained(folder)
     copy_tokenizer(tokens, folder)
     write_text(folder / "README.md", card)
@@ -28,9 +31,11 @@ def save_model(
 def load_core(folder: Path) -> tuple[nn.Module, ModelSettings, Tokenizer]:
     """The module, its shape and its tokenizer from a folder that `save_model` wrote."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from smallm.models.huggingface import SmaLLMForCausalLM
 
+    logging.disable_progress_bar()
     if not (folder / "config.json").exists():
         raise SmallmError(f"{folder}: is no model folder, it holds no config.json")
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -196,8 +196,11 @@ class Ledger:
         report.write_report(record, self.folder / "report.html")
         for name in ("result.json", "leaderboard.csv", "report.html"):
             self.tracker.log_artifacts("search", self.folder / name)
-        status = "KILLED" if interrupted else "FINISHED"
-        self.tracker.end_run("search", status=status, reason=record["conclusion"][0])
+        self.tracker.end_run(
+            "search",
+            status="KILLED" if interrupted else "FINISHED",
+            reason=record["conclusion"][0],
+        )
         self._print(record)
 
     def _print(self, record: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 from pydantic.fields import FieldInfo
@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 from smallm.errors import SmallmError
 from smallm.settings import Settings, fields, groups_of_fields, read_yaml
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[Any, ...]]):
     """Several numbers separated by commas, such as 42,43,44."""
 
     name = "numbers"

@@ -130,7 +130,7 @@ def predicted_positions(tokens: TokenTape, part: Slice) -> NDArray[np.int64]:
     """Positions of a slice's tokens without the ids that open documents."""
     first, last = tokens.span(part)
     positions: NDArray[np.int64] = np.arange(first, last)
-    return positions[tokens.tokens[first:last] != END_ID]
+    return np.asarray(positions[tokens.tokens[first:last] != END_ID])
 
 
 def _batches(
@@ -139,3 +139,8 @@ def _batches(
     positions = predicted_positions(tokens, part)
     for start in range(0, len(positions), BATCH):
         yield windows_before(tokens, positions[start : start + BATCH], window)
+
+
+def _rank(logits: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """How many ids are at least as probable as the gold one: a tie is no hit."""
+    return (logits >= logits.gather(1, gold[:, None])).sum(1) - 1

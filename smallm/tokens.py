@@ -71,9 +71,9 @@ class Tokenizer(Protocol):
 
 def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
     """A tokenizer of the kind in the settings, trained on the texts."""
-    kind = {"bpe": BytePairTokenizer, "words": WordTokenizer}[settings.tokenizer]
-    trained: Tokenizer = kind.train(texts, settings.vocabulary)
-    return trained
+    if settings.tokenizer == "words":
+        return WordTokenizer.train(texts, settings.vocabulary)
+    return BytePairTokenizer.train(texts, settings.vocabulary)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -260,7 +260,7 @@ def uses_bf16(settings: Settings, vocabulary: int, device: torch.device) -> bool
     if vocabulary < SMALLEST_BF16_VOCABULARY:
         return False
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_instructions()
 
 

@@ -44,13 +44,13 @@ from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
 
 
 def train_trial(
-    point: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
+    config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
     """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
     from smallm.training import Training
 
     require_same_code(job["digest"])
-    settings = space.config(point)
+    settings = space.config(config["point"])
     tokens = opened(settings, folders)
     selection, _ = tokens.tape.heldout(space.heldout_ratios())
     checkpoint = tune.get_checkpoint()
@@ -111,7 +111,8 @@ class OptunaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next config; the default one comes first."""
         self.asked[trial_id] = self.study.ask(self.distributions)
-        return dict(self.asked[trial_id].params)
+        trial = self.asked[trial_id]
+        return {"number": trial.number, "point": dict(trial.params)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes an intermediate value on, once."""
@@ -160,15 +161,15 @@ class Listener(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial begins or goes on."""
-        number = trials.index(trial)
+        number = trial.config["number"]
         self.tracker.start_run(
             f"trial/{trial.trial_id}",
             name=f"trial {number}",
             parent="search",
-            params=self.space.config(trial.config).flat(),
+            params=self.space.config(trial.config["point"]).flat(),
             tags={"smallm.kind": "trial", "smallm.trial": trial.trial_id},
         )
-        self.display.started(number, trial.config)
+        self.display.started(number, trial.config["point"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -176,26 +177,26 @@ class Listener(tune.Callback):
         """A trial reached an evaluation."""
         key = f"trial/{trial.trial_id}"
         self.tracker.log(key, metrics_of(result), step=int(result["tokens"]))
-        self.display.scored(trials.index(trial), result)
+        self.display.scored(trial.config["number"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial spent its budget or was stopped."""
-        self._ended(trials, trial, error=None)
+        self._ended(trial, error=None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial failed."""
-        self._ended(trials, trial, error=_last_line(trial.error_file) or "the worker died")
+        self._ended(trial, error=_last_line(trial.error_file) or "the worker died")
 
-    def _ended(self, trials: list[Any], trial: Any, *, error: str | None) -> None:
+    def _ended(self, trial: Any, *, error: str | None) -> None:
         last = trial.last_result or {}
         status, reason = stop_reason(
             tokens=int(last.get("tokens", 0)),
-            budget=self.space.config(trial.config).training.training_tokens,
+            budget=self.space.config(trial.config["point"]).training.training_tokens,
             diverged=bool(last.get("failure")),
             error=error,
         )
         self.tracker.end_run(f"trial/{trial.trial_id}", status=status, reason=reason)
-        self.display.ended(trials.index(trial), last, reason)
+        self.display.ended(trial.config["number"], last, reason)
 
 
 def _last_line(path: str | None) -> str | None:
@@ -252,23 +253,20 @@ def make_tuner(ledger: Ledger, job: dict[str, Any]) -> tune.Tuner:
 def trial_records(grid: tune.ResultGrid, space: Space) -> list[dict[str, Any]]:
     """All trials as the result record holds them, in the order they were suggested."""
     records = []
-    for number, (result, trial) in enumerate(
-        zip(grid, grid._experiment_analysis.trials, strict=True)
-    ):
+    for result, trial in zip(grid, grid._experiment_analysis.trials, strict=True):
         frame = result.metrics_dataframe
-        rows = [] if frame is None or METRIC not in frame else frame.to_dict("records")
         records.append(
             results.trial_record(
                 id=trial.trial_id,
-                number=number,
-                settings=trial.config,
-                rows=rows,
+                number=trial.config["number"],
+                settings=trial.config["point"],
+                rows=[] if frame is None or METRIC not in frame else frame.to_dict("records"),
                 error=str(result.error) if result.error else None,
                 interrupted=trial.status != "TERMINATED",
                 seeds=space.seeds,
             )
         )
-    return records
+    return sorted(records, key=lambda record: int(record["number"]))
 
 
 def confirm(ledger: Ledger, record: dict[str, Any], job: dict[str, Any]) -> list[Confirmed]:

@@ -57,7 +57,7 @@ class SmaLLMWordTokenizer(PreTrainedTokenizer):
         return self._ids[token]
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self._tokens[index]
+        return str(self._tokens[index])
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Joins words and bytes."""

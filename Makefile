@@ -1,0 +1,32 @@
+# The commands a person needs. The first use of any of them sets up .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+SPACE ?= quick
+
+.PHONY: search test lint ui clean setup
+
+search: .venv/ready
+	$(BIN)/python tune/search.py --space $(SPACE) $(ARGS)
+
+test: .venv/ready lint
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: .venv/ready
+	$(BIN)/mlflow ui --backend-store-uri "sqlite:///$${SMALLM_HOME:-runs}/mlflow/mlflow.db"
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[tune]" --group dev
+	touch $@
+
+clean:
+	rm -rf .venv "$${SMALLM_HOME:-runs}"

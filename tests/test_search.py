@@ -1,0 +1,287 @@
+"""The whole search, as a user runs it: real Ray, a real MLflow store, real processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+SEARCH = Path(__file__).parents[1] / "tune" / "search.py"
+SPACE = """
+trials: 5
+seeds: [1, 2]
+confirmation_seeds: [11, 12]
+settings:
+  {training_tokens: %d, batch_size: 128, vocabulary: 400, hidden: 16, embedding: 8, window: 4,
+   evaluate_at: [0.1111, 0.3333, 1.0], evaluation_bytes: 3000}
+search:
+  activation: {choices: [relu, gelu]}
+  split_ratio: {choices: [0.75, 0.8]}
+  learning_rate: {low: 0.001, high: 0.02, log: true}
+"""
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture
+def place(tmp_path, small_corpus):
+    """An empty folder with nothing but search.py, as `ray submit` leaves it, and a space."""
+    shutil.copy(SEARCH, tmp_path / "search.py")
+    (tmp_path / "small.yaml").write_text(SPACE % 4608)
+    (tmp_path / "long.yaml").write_text(SPACE % 300_000)
+    shutil.copytree(small_corpus, tmp_path / "corpus")
+    return tmp_path
+
+
+def start(place, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "search.py", "--source", "folder", "--path", "corpus", *arguments],
+        cwd=place,
+        env={**os.environ, "SMALLM_HOME": str(place / "home"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, *, code=0, timeout=240):
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == code, output
+    return output
+
+
+def read_until(process, words, *, timeout=120):
+    """Reads the program's lines until one holds the words."""
+    lines, deadline = [], time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        line = process.stdout.readline()
+        lines.append(line)
+        if words in line:
+            return "".join(lines)
+        if not line and process.poll() is not None:
+            break
+    raise AssertionError(f"never said {words!r}:\n{''.join(lines)}")
+
+
+def only_search(place):
+    (folder,) = (place / "home" / "searches").iterdir()
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+def runs_of(uri):
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("smallm")
+    return client, client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def local_uri(place):
+    return f"sqlite:///{place / 'home' / 'mlflow' / 'mlflow.db'}"
+
+
+def keys_of(runs):
+    return sorted(run.data.tags["smallm.key"] for run in runs)
+
+
+def expected_keys(result):
+    trials = [f"trial/{trial['id']}" for trial in result["trials"]]
+    confirmed = [f"confirmation/{each['name']}" for each in result["finalists"]]
+    return sorted(["search", *trials, *confirmed])
+
+
+def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place):
+    output = finish(start(place, "--space", "small.yaml"))
+    folder, result = only_search(place)
+    assert "The champion is trial" in output
+    assert "overhead" in output
+    assert len(result["trials"]) == 5
+    assert result["finalists"][0]["role"] == "champion"
+    assert result["trials"][0]["settings"]["activation"] == "relu"  # the default comes first
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert len(pd.read_csv(folder / "leaderboard.csv")) >= 5
+
+    client, runs = runs_of(local_uri(place))
+    assert keys_of(runs) == expected_keys(result)
+    by_key = {run.data.tags["smallm.key"]: run for run in runs}
+    search = by_key["search"]
+    assert search.inputs.dataset_inputs[0].dataset.digest
+    for trial in result["trials"]:
+        run = by_key[f"trial/{trial['id']}"]
+        assert run.data.tags["mlflow.parentRunId"] == search.info.run_id
+        assert run.data.params["activation"] == trial["settings"]["activation"]
+        for seed, bits in trial["bits_per_byte"]["per_seed"].items():
+            series = client.get_metric_history(run.info.run_id, f"bits_per_byte/seed_{seed}")
+            assert len(series) == len(trial["curve"])
+            assert series[-1].value == pytest.approx(bits)
+        wanted = "FINISHED" if trial["status"] == "completed" else "KILLED"
+        assert run.info.status == wanted
+    champion = client.get_model_version_by_alias("smallm", "champion")
+    assert champion.run_id == by_key[f"confirmation/{result['finalists'][0]['name']}"].info.run_id
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import smallm  # noqa: F401  registers the model
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "champion")
+    model = AutoModelForCausalLM.from_pretrained(folder / "champion")
+    ids = tokenizer("the", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] == len(ids[0]) + 3
+
+
+def test_a_killed_driver_resumes_with_the_same_trials_and_no_second_run(place):
+    process = start(place, "--space", "long.yaml")
+    read_until(process, "rung 1/3")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = (place / "home" / "searches").iterdir()
+    assert not (folder / "result.json").exists()
+    finish(start(place, "--resume"))
+    _, result = only_search(place)
+    assert len(result["trials"]) == 5
+    assert result["champion"]
+    _, runs = runs_of(local_uri(place))
+    assert keys_of(runs) == expected_keys(result)
+    numbers = [trial["number"] for trial in result["trials"]]
+    assert numbers == [0, 1, 2, 3, 4]
+
+
+def test_control_c_ends_cleanly_with_what_is_known(place):
+    process = start(place, "--space", "long.yaml")
+    read_until(process, "rung 2/3")
+    process.send_signal(signal.SIGINT)
+    output = finish(process, code=130)
+    assert "interrupted" in output
+    assert "Traceback" not in output
+    folder, result = only_search(place)
+    assert result["champion"] is None
+    assert any(trial["curve"] for trial in result["trials"])
+    assert (folder / "report.html").exists()
+    _, runs = runs_of(local_uri(place))
+    (search,) = (run for run in runs if run.data.tags["smallm.key"] == "search")
+    assert search.info.status == "KILLED"
+
+
+def test_actors_are_reused_and_no_state_leaks_between_trials(place):
+    """With one worker process for all, equal configs give equal numbers to the last bit."""
+    same = "\n".join(
+        line for line in (SPACE % 4608).splitlines() if "activation" not in line
+    ).replace("split_ratio: {choices: [0.75, 0.8]}", "dropout: {choices: [0.1]}")
+    same = same.replace("learning_rate: {low: 0.001, high: 0.02, log: true}", "clip: {choices: [1.0]}")
+    (place / "same.yaml").write_text(same)
+    finish(start(place, "--space", "same.yaml"))
+    _, result = only_search(place)
+    first = [trial["curve"][0]["per_seed"] for trial in result["trials"]]
+    assert all(each == first[0] for each in first)
+
+
+def test_a_stopped_tracking_server_loses_nothing(place, free_port):
+    server = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"),
+        *("--port", str(free_port), "--backend-store-uri", f"sqlite:///{place / 'server.db'}"),
+        *("--artifacts-destination", str(place / "artifacts")),
+    ]
+    uri = f"http://127.0.0.1:{free_port}"
+    with serving(server, uri, place):
+        process = start(place, "--space", "long.yaml", MLFLOW_TRACKING_URI=uri)
+        early = read_until(process, "rung 1/3")
+    read_until(process, "trial 3 ended")
+    with serving(server, uri, place):
+        output = finish(process)
+        folder, result = only_search(place)
+        synced = subprocess.run(
+            [sys.executable, "-m", "smallm.cli", "sync", folder.name],
+            env={**os.environ, "SMALLM_HOME": str(place / "home"), "MLFLOW_TRACKING_URI": uri},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert synced.returncode == 0, synced.stderr
+        client, runs = runs_of(uri)
+        assert keys_of(runs) == expected_keys(result)
+        by_key = {run.data.tags["smallm.key"]: run for run in runs}
+        for trial in result["trials"]:
+            run = by_key[f"trial/{trial['id']}"]
+            series = client.get_metric_history(run.info.run_id, "bits_per_byte")
+            assert len(series) == len(trial["curve"])
+        assert client.get_model_version_by_alias("smallm", "champion")
+    assert "corpus" in early
+    assert "champion" in output
+
+
+class serving:
+    """A real MLflow server as a context; leaving it kills the whole process group."""
+
+    def __init__(self, command, uri, folder):
+        self.command, self.uri, self.folder = command, uri, folder
+
+    def __enter__(self):
+        import urllib.request
+
+        self.process = subprocess.Popen(
+            self.command,
+            cwd=self.folder,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
+            except OSError:
+                time.sleep(0.25)
+            else:
+                return self
+        raise AssertionError("the MLflow server did not start")
+
+    def __exit__(self, *_):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--activation", "rellu"], "did you mean relu"),
+        (["--space", "quik"], "did you mean quick"),
+        (["--split-ratio", "1.5"], "split_ratio"),
+        (["--learning-rate", "-1"], "learning_rate"),
+        (["--resume", "nothing"], "known: none"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_starts(place, arguments, words):
+    process = subprocess.run(
+        [sys.executable, "search.py", *arguments],
+        cwd=place,
+        env={**os.environ, "SMALLM_HOME": str(place / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 1, process.stderr
+    assert words in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert not list((place / "home").glob("searches/*"))
+
+
+def test_a_tracking_server_that_does_not_answer_is_one_line(place, free_port):
+    process = start(
+        place, "--space", "small.yaml", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port}"
+    )
+    output = finish(process, code=1)
+    assert len(output.strip().splitlines()) == 1
+    assert str(free_port) in output
+
+
+def test_ray_that_cannot_start_is_one_line(place, free_port):
+    process = start(place, "--space", "small.yaml", RAY_ADDRESS=f"127.0.0.1:{free_port}")
+    output = finish(process, code=1)
+    assert "error: Ray cannot start" in output.strip().splitlines()[-1]
+    assert "Traceback" not in output
