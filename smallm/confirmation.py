@@ -8,6 +8,7 @@ scored once, and only its figures are reported.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from smallm import significance
 from smallm.champion import model_card
 from smallm.evaluation import KNESER_NEY
 from smallm.models import architecture
+from smallm.results import short
 from smallm.scoring import Scores, score
 from smallm.settings import Settings
 from smallm.tape import Slice, TokenTape
@@ -122,14 +124,18 @@ def confirm(
     (seed,) = settings.training.seeds
     once = settings.replace(evaluate_at=[1.0], evaluation_bytes=1)
     training = Training(once, tokens, selection=selection, threads=threads, device=device)
+    start = time.perf_counter()
     *_, last = training
     core, window = training.trained(seed), settings.model.window
+    scores = {
+        "selection": score(core, tokens, selection, window=window),
+        "final": score(core, tokens, final, window=window, top=True),
+    }
     return Replicate(
         seed=seed,
-        seconds=last.seconds,
+        seconds=time.perf_counter() - start,
         failure=last.failures.get(seed),
-        selection=score(core, tokens, selection, window=window),
-        final=score(core, tokens, final, window=window, top=True),
+        **scores,
         weights=safetensors.torch.save(
             {name: weight.detach().cpu().contiguous() for name, weight in core.state_dict().items()}
         ),
@@ -208,7 +214,7 @@ def conclude(
 ) -> list[str]:
     """What the confirmation says, champion first."""
     champion = finalists[0]
-    chosen = ", ".join(f"{name} {value}" for name, value in champion["settings"].items())
+    chosen = ", ".join(f"{name} {short(value)}" for name, value in champion["settings"].items())
     bits = champion["final"]["bits_per_byte"]
     first = (
         f"The champion is {champion['name']} ({chosen}): {bits['value']:.3f} bits per byte on the "

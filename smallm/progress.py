@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from smallm.results import METRIC, time_left
+from smallm.results import METRIC, short, time_left
 
 if TYPE_CHECKING:
     from smallm.confirmation import Replicate
@@ -46,7 +46,7 @@ class SearchDisplay:
 
     def started(self, number: int, point: Mapping[str, Any]) -> None:
         """A trial begins."""
-        chosen = ", ".join(f"{name} {_short(value)}" for name, value in point.items())
+        chosen = ", ".join(f"{name} {short(value)}" for name, value in point.items())
         self.say(f"trial {number} starts: {chosen}")
 
     def scored(self, number: int, report: Mapping[str, Any]) -> None:
@@ -78,7 +78,3 @@ class SearchDisplay:
 
     def _best(self) -> str:
         return "" if self.best is None else f"best {self.best[0]:.3f} ({self.best[1]})"
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -184,3 +184,8 @@ def trial_resources(*, cpus: float, gpus: float, models_per_gpu: int = 4) -> dic
     if not gpus:
         return {"CPU": 1}
     return {"CPU": max(1, min(cpus / (gpus * models_per_gpu), 4)), "GPU": 1 / models_per_gpu}
+
+
+def short(value: object) -> str:
+    """A setting's value in few characters."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

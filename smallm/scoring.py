@@ -19,7 +19,7 @@ from smallm.tape import Slice, TokenTape
 from smallm.tokens import END_ID, UNKNOWN_ID, WordTokenizer
 
 TOP = (1, 3, 10)
-BATCH = 2048  # positions scored at once
+BATCH = 512  # positions scored at once: their logits stay in the cache
 
 
 @dataclass(frozen=True)

@@ -305,20 +305,27 @@ def tokenize_tape(tape: Tape, settings: TokenizerSettings, *, ratios: Iterable[f
     folder = tape.folder / "tokens" / name
     if not (folder / "manifest.json").exists():
         tokenizer = train_tokenizer(tape.texts(tape.training(shortest)), settings)
-        with whole_folder(folder) as temporary:
-            tokenizer.save(temporary)
-            _write_tokens(tape, tokenizer, temporary)
-            write_json(
-                temporary / "manifest.json",
-                {
-                    "format": FORMAT,
-                    "settings": settings.model_dump(mode="json"),
-                    "trained_below": shortest,
-                    "vocabulary": tokenizer.vocabulary,
-                    "digest": digest(tokenizer),
-                },
-            )
+        origin = {"settings": settings.model_dump(mode="json"), "trained_below": shortest}
+        _write_token_folder(tape, tokenizer, folder, origin)
     return TokenTape(tape, folder)
+
+
+def tokenize_with(tape: Tape, tokenizer: Tokenizer) -> TokenTape:
+    """The tape in the tokens of a tokenizer that was trained elsewhere, such as a saved model's."""
+    folder = tape.folder / "tokens" / f"given-{digest(tokenizer)}"
+    if not (folder / "manifest.json").exists():
+        _write_token_folder(tape, tokenizer, folder, {})
+    return TokenTape(tape, folder)
+
+
+def _write_token_folder(
+    tape: Tape, tokenizer: Tokenizer, folder: Path, origin: dict[str, Any]
+) -> None:
+    with whole_folder(folder) as temporary:
+        tokenizer.save(temporary)
+        _write_tokens(tape, tokenizer, temporary)
+        known = {"vocabulary": tokenizer.vocabulary, "digest": digest(tokenizer)}
+        write_json(temporary / "manifest.json", {"format": FORMAT, **origin, **known})
 
 
 def _write_tokens(tape: Tape, tokenizer: Tokenizer, folder: Path) -> None:
