@@ -239,7 +239,7 @@ def generate(
     torch.manual_seed(seed)
     ids = tokenizer(prompt, return_tensors="pt")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
-    produce: Any = network.generate  # typed for models with a cache only
+    produce = getattr(network, "generate")  # noqa: B009 (typed for models with a cache only)
     written = produce(
         input_ids=ids["input_ids"],
         attention_mask=ids["attention_mask"],

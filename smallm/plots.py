@@ -146,8 +146,8 @@ def _finalist_seeds(result: Record) -> Plot | None:
         figure,
         "finalist_seeds",
         "finalists",
-        "Each dot is one confirmation seed, the diamond their mean, the line its 95 % interval over "
-        "seeds and documents. Further left is better. Overlapping lines alone do not mean a tie: "
+        "Each dot is one confirmation seed, the diamond their mean, the line its 95 % interval "
+        "over seeds and documents. Further left is better. Overlapping lines alone do not mean a tie: "
         "the comparisons above are paired and see smaller differences.",
     )
 
@@ -266,7 +266,7 @@ def _setting(result: Record, name: str) -> Plot | None:
     )
     for marks, style in _marked(result, full, early):
         axes = panels["early" if marks[0] in early else "full"]
-        at, means = [places[t["id"]] for t in marks], [score(t) for t in marks]
+        at, means = [places[t["id"]] for t in marks], [score(t) or 0.0 for t in marks]
         spreads = [t["bits_per_byte"].get("spread") or 0.0 for t in marks]
         if continuous:
             axes.errorbar(at, means, yerr=spreads, **style)

@@ -335,16 +335,20 @@ def _finalists(result: Record, plots: Sequence[Plot]) -> Html:
             "Bits per byte, selection slice",
             *(_number(f.get("selection"), "mean") for f in finalists),
         ],
-        *([title, *(_metric(final, key) for final in finals)] for key, title in METRICS.items()),
+        *_metric_rows(finals),
         ["Parameters", *(f"{f.get('parameters') or 0:,}" for f in finalists)],
         ["Seeds", *(", ".join(map(str, f["seeds"])) for f in finalists)],
-        *(
-            [label(n).capitalize(), *(shown(f["settings"].get(n)) for f in finalists)]
-            for n in names
-        ),
     ]
+    for name in names:
+        rows.append(
+            [label(name).capitalize(), *(shown(f["settings"].get(name)) for f in finalists)]
+        )
     header = ["", *(Html(escape(f["name"]) + tag("small", f["role"])) for f in finalists)]
     return Html(_figures(plots, "finalists") + _html_table(header, rows, class_="finalists"))
+
+
+def _metric_rows(finals: Sequence[Record]) -> list[list[object]]:
+    return [[title, *(_metric(final, key) for final in finals)] for key, title in METRICS.items()]
 
 
 def _number(record: Record | None, key: str) -> str:
@@ -391,7 +395,10 @@ def _trials(result: Record) -> Html:
         for trial in _ranked(result)
     ]
     header = ["trial", *map(label, names), "bits per byte", "tokens", "time", "note"]
-    words = "Scores on the selection slice. Trials that ended early saw fewer tokens: their scores do not compare."
+    words = (
+        "Scores on the selection slice. Trials that ended early saw fewer tokens: "
+        "their scores do not compare."
+    )
     return Html(tag("p", words) + _html_table(header, rows, class_="trials"))
 
 
@@ -523,7 +530,8 @@ body { margin: 0; color: var(--ink); background: #fff;
   font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
 main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .8rem; padding-top: .6rem; border-top: 2px solid var(--line) }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .8rem; padding-top: .6rem }
+h2 { border-top: 2px solid var(--line) }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem }
 p, dd, li, figcaption { max-width: 46rem; overflow-wrap: anywhere }
 a { color: var(--blue) }

@@ -1,10 +1,7 @@
 """The report of a realistic search and of broken ones, read back as HTML, SVG, CSV and terminal."""
 
-import copy
 import math
 import random
-
-import pytest
 
 ACTIVATIONS = ["relu", "gelu", "leaky_relu", "tanh", "sigmoid", "silu", "relu2"]
 FULL_BUDGET = 1_000_000

@@ -174,7 +174,9 @@ def test_actors_are_reused_and_no_state_leaks_between_trials(place):
     same = "\n".join(
         line for line in (SPACE % 4608).splitlines() if "activation" not in line
     ).replace("split_ratio: {choices: [0.75, 0.8]}", "dropout: {choices: [0.1]}")
-    same = same.replace("learning_rate: {low: 0.001, high: 0.02, log: true}", "clip: {choices: [1.0]}")
+    same = same.replace(
+        "learning_rate: {low: 0.001, high: 0.02, log: true}", "clip: {choices: [1.0]}"
+    )
     (place / "same.yaml").write_text(same)
     finish(start(place, "--space", "same.yaml"))
     _, result = only_search(place)

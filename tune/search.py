@@ -293,7 +293,11 @@ def _as_they_end(waiting: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
     while waiting:
         (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
         key = waiting.pop(ready)
-        yield ray.get(ready), key
+        try:
+            yield ray.get(ready), key
+        except ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[-1]
+            raise SmallmError(f"confirmation failed: {why}; go on with --resume") from error
 
 
 def start_ray() -> None:

@@ -68,7 +68,9 @@ class Source(Protocol):
         Raises SmallmError when the settings do not fit the source or the input does not exist.
         """
 
-    def read(self, settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+    def read(
+        self, settings: CorpusSettings, dropped: Dropped, *, workers: int
+    ) -> Iterator[Document]:
         """Yields the documents in a stable order, counting in `dropped` all that is left out."""
 
 

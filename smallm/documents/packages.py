@@ -106,14 +106,11 @@ def _pages_of_all(
 ) -> Iterator[Page]:
     """The pages of all files in order, read by spawned processes when there are several workers."""
     if workers == 1:
-        results = map(_pages_of_file, *zip(*files, strict=True))
-        yield from _merged(results, dropped)
+        yield from _merged(map(_pages_of_file, *zip(*files, strict=True)), dropped)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), gc.disable) as pool:
         try:
-            results = pool.map(
-                _pages_of_file, *zip(*files, strict=True), chunksize=FILES_PER_TASK
-            )
+            results = pool.map(_pages_of_file, *zip(*files, strict=True), chunksize=FILES_PER_TASK)
             yield from _merged(results, dropped)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -196,6 +193,8 @@ def _docstrings(node: Definition) -> Iterator[str]:
 def _attached(statement: ast.Expr | ast.Assign | ast.AnnAssign) -> Iterator[Page]:
     """Documentation given by a call, `add_docstr(torch.abs, "...")`, or by a name that says so."""
     value = statement.value
+    if value is None:
+        return
     if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
         label = statement.targets[0].id
         if IS_DOCUMENTATION.search(label):

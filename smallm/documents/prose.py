@@ -13,8 +13,22 @@ import unicodedata
 from collections.abc import Iterator
 
 ADMONITIONS = frozenset(
-    "admonition attention caution danger deprecated hint important note seealso tip topic "
-    "versionadded versionchanged warning".split()
+    {
+        "admonition",
+        "attention",
+        "caution",
+        "danger",
+        "deprecated",
+        "hint",
+        "important",
+        "note",
+        "seealso",
+        "tip",
+        "topic",
+        "versionadded",
+        "versionchanged",
+        "warning",
+    }
 )
 DIRECTIVE = re.compile(r"\s*\.\.(?: |$)(?:(?P<name>[\w:-]+)::\s*(?P<argument>.*))?")
 VERSION = re.compile(r"v?\d+(\.\w+)*\.?(\s+|$)")
@@ -48,7 +62,8 @@ SYMBOLS = {
     "ne": "≠", "approx": "≈", "sim": "~", "in": "∈", "infty": "∞", "ldots": "...", "dots": "...",
     "cdots": "...", "to": "→", "rightarrow": "→", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈",
     "rceil": "⌉", "sum": "∑", "prod": "∏", "partial": "∂", "nabla": "∇", "ell": "l", "log": "log",
-    "exp": "exp", "min": "min", "max": "max", "sin": "sin", "cos": "cos", "tanh": "tanh", "ln": "ln",
+    "exp": "exp", "min": "min", "max": "max", "sin": "sin", "cos": "cos", "tanh": "tanh",
+    "ln": "ln",
 }  # fmt: skip
 INLINE = [
     (re.compile(r"!\[[^\]]*\]\([^)]*\)"), ""),
@@ -60,7 +75,10 @@ INLINE = [
     (re.compile(r"\*\*(\S|\S.*?\S)\*\*"), r"\1"),
     (re.compile(r"(?<![\w*])\*([^\s*]|[^\s*][^*]*?[^\s*])\*(?![\w*])"), r"\1"),
     (re.compile(r"(?<!\w)\|([A-Za-z][\w ]*)\|(?!\w)"), r"\1"),
-    (re.compile(r"</?(?:tip|br|b|i|em|strong|code|tt|p|a|ul|li|sub|sup|small)\b[^<>]*>", re.I), " "),
+    (
+        re.compile(r"</?(?:tip|br|b|i|em|strong|code|tt|p|a|ul|li|sub|sup|small)\b[^<>]*>", re.I),
+        " ",
+    ),
     (re.compile(r"\[!(?:TIP|NOTE|WARNING|IMPORTANT|CAUTION)\]"), ""),
     (re.compile(r"\\([*_ `|])"), r"\1"),
     (re.compile(r"\s*\(\s*\)(?=[\s.,;])(?<![\w]\(\))"), ""),
@@ -78,7 +96,9 @@ LATEX_STYLE = re.compile(
 )
 LATEX_COMMAND = re.compile(r"\\([A-Za-z]+)")
 
-SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\b[A-Z]\.)\s+(?=[A-Z\"'(`])")
+SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<!\b[A-Z]\.)\s+(?=[A-Z\"'(`])"
+)
 ENDED = re.compile(r"[.!?][)\"'”]*$")
 RESIDUE = re.compile(
     r"[{}\\`|$^]|::|\w://|www\.|\]\(|<\w|\w>|->|=>|==|>>|\*\*|\b_|__|\w\(\w*=|\+\+|#|;$|[-=~]{3}|%[sd]"
@@ -168,7 +188,8 @@ def _sections(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
     A section begins with an underlined heading, or with `Name:` over an indented body, at whose
     end it ends.
     """
-    name, label_indent, body = "", -1, []
+    name, label_indent = "", -1
+    body: list[str] = []
     for index, line in enumerate(lines):
         following = lines[index + 1] if index + 1 < len(lines) else ""
         if UNDERLINE.match(line):
@@ -213,7 +234,12 @@ def _joined(lines: list[str]) -> Iterator[str]:
         deeper = _indent(line) > depth
         if deeper and len(current) == 1 and NAME_AND_TYPE.fullmatch(current[0]):
             current = []
-        ends = not text or marker or _indent(line) < depth or (deeper and current[-1:] and current[-1].endswith(":"))
+        ends = (
+            not text
+            or marker
+            or _indent(line) < depth
+            or (deeper and current[-1:] and current[-1].endswith(":"))
+        )
         if ends and current:
             yield " ".join(current)
             current = []
@@ -268,7 +294,7 @@ def _symbol(match: re.Match[str]) -> str:
 
 
 def _sentences(text: str) -> str:
-    """The whole sentences of a paragraph that hold no code or markup, or nothing if it is not prose."""
+    """The whole sentences of a paragraph without code or markup; nothing if it is no prose."""
     if BOILERPLATE.search(text):
         return ""
     return " ".join(each for each in SENTENCE_END.split(text) if _is_sentence(each))
