@@ -147,8 +147,8 @@ def _finalist_seeds(result: Record) -> Plot | None:
         "finalist_seeds",
         "finalists",
         "Each dot is one confirmation seed, the diamond their mean, the line its 95 % interval "
-        "over seeds and documents. Further left is better. Overlapping lines alone do not mean a tie: "
-        "the comparisons above are paired and see smaller differences.",
+        "over seeds and documents. Further left is better. Overlapping lines alone do not mean "
+        "a tie: the comparisons above are paired and see smaller differences.",
     )
 
 
