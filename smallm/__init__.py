@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 # Saved SmaLLMs load through transformers' Auto classes as soon as both are imported, in any
 # order, without paying for transformers where nobody uses it.
-wrapt.register_post_import_hook(
-    lambda _: import_module("smallm.models.huggingface"), "transformers.models.auto.modeling_auto"
-)
+for _module in ("modeling_auto", "tokenization_auto"):
+    wrapt.register_post_import_hook(
+        lambda _: import_module("smallm.models.huggingface"), f"transformers.models.auto.{_module}"
+    )

@@ -39,7 +39,8 @@ def clusters(rows: Signatures, *, threshold: float) -> NDArray[np.int64]:
             member = int(parent[member])
         return member
 
-    lookup = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    # above 0.9 datasketch finds no banding: look up more candidates, the check below decides
+    lookup = MinHashLSH(threshold=min(threshold, 0.9), num_perm=PERMUTATIONS)
     for number, row in enumerate(rows):
         signature = MinHash(num_perm=PERMUTATIONS, hashvalues=row, hashfunc=_hash, scheme=SCHEME)
         for other in lookup.query(signature):

@@ -34,10 +34,11 @@ class Group:
         self.device = device
         build = architecture(settings.model.architecture)
         cores = []
-        for seed in self.seeds:
-            core = build(settings.model, vocabulary)
-            core.initialize(torch.Generator().manual_seed(seed))
-            cores.append(core.to(device))
+        with torch.random.fork_rng(devices=[]):  # modules draw weights that nobody uses
+            for seed in self.seeds:
+                core = build(settings.model, vocabulary)
+                core.initialize(torch.Generator().manual_seed(seed))
+                cores.append(core.to(device))
         self.core: nn.Module = cores[0]
         self.weights: dict[str, Tensor] = dict(self.core.named_parameters())
         if self.stacked:

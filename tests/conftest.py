@@ -1,0 +1,65 @@
+"""A home of its own for every test, and one small corpus of generated prose for all."""
+
+import random
+import socket
+
+import pytest
+
+from smallm.settings import CorpusSettings, TokenizerSettings
+from smallm.tape import build_tape, tokenize_tape
+
+RATIOS = (0.75, 0.8, 0.9)
+NOUNS = "model network layer gradient tensor kernel token vector matrix seed batch corpus".split()
+VERBS = "learns predicts scales compares splits trains reads shuffles stores estimates".split()
+KINDS = "small deep sparse linear stable random shared noisy careful frozen".split()
+
+
+def sentence(rng):
+    subject, thing = rng.sample(NOUNS, 2)
+    extra = f" in {rng.randint(2, 999)} steps" if rng.random() < 0.2 else ""
+    name = f" called Q{rng.randint(10, 9999)}" if rng.random() < 0.1 else ""
+    return (
+        f"The {rng.choice(KINDS)} {subject}{name} {rng.choice(VERBS)} "
+        f"{rng.choice(['a', 'the', 'every'])} {rng.choice(KINDS)} {thing}{extra}."
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory):
+    """A folder of 300 different documents, about 130 kB."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for number in range(300):
+        text = " ".join(sentence(rng) for _ in range(rng.randint(4, 12)))
+        (folder / f"{number:03}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tape(small_corpus, tmp_path_factory):
+    settings = CorpusSettings(source="folder", path=small_corpus)
+    return build_tape(settings, home=tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def bpe_tokens(tape):
+    return tokenize_tape(tape, TokenizerSettings(vocabulary=400), ratios=RATIOS)
+
+
+@pytest.fixture(scope="session")
+def word_tokens(tape):
+    return tokenize_tape(tape, TokenizerSettings(tokenizer="words", vocabulary=300), ratios=RATIOS)
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

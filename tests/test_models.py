@@ -1,0 +1,148 @@
+"""SmaLLMs are Hugging Face models; the oracle is the plain module on training windows."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from smallm.batches import windows_before
+from smallm.champion import load_core, save_model
+from smallm.models import architecture
+from smallm.models.activations import ACTIVATIONS
+from smallm.models.huggingface import wrap
+from smallm.models.windows import windows_of
+from smallm.settings import ModelSettings, Settings
+
+
+def small(**changes):
+    return ModelSettings(**{"window": 5, "embedding": 6, "hidden": 7, **changes})
+
+
+def random_core(settings, vocabulary):
+    core = architecture("mlp")(settings, vocabulary)
+    generator = torch.Generator().manual_seed(3)
+    core.initialize(generator)
+    with torch.no_grad():
+        for weight in core.parameters():
+            weight.normal_(std=0.5, generator=generator)
+    return core.eval()
+
+
+@pytest.fixture(params=["bpe_tokens", "word_tokens"])
+def tokens(request):
+    return request.getfixturevalue(request.param)
+
+
+def first_document(tokens):
+    """Lossless ids of the first document after the opening id."""
+    (ids,) = tokens.tokenizer.encode([tokens.tape.text(0)])
+    return torch.tensor([[0, *ids.tolist()]])
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_every_shape_gives_finite_logits_and_gradients(activation, tied, depth):
+    settings = small(activation=activation, tied=tied, depth=depth)
+    core = random_core(settings, 50).double()
+    windows = torch.randint(50, (4, 5), generator=torch.Generator().manual_seed(0))
+    logits = core(windows)
+    assert logits.shape == (4, 50)
+    logits.logsumexp(1).sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in core.parameters())
+
+
+def test_the_logits_of_the_wrapper_are_those_of_the_module_on_training_windows(bpe_tokens):
+    settings = small()
+    core = random_core(settings, bpe_tokens.vocabulary)
+    model = wrap(core, settings, bpe_tokens.tokenizer)
+    ids = first_document(bpe_tokens)
+    positions = np.arange(1, ids.shape[1])
+    windows, targets = windows_before(bpe_tokens, positions, settings.window)
+    np.testing.assert_array_equal(windows, windows_of(ids, settings.window)[0, :-1].numpy())
+    np.testing.assert_array_equal(targets, ids[0, 1:].numpy())
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits[0, :-1], core(torch.from_numpy(windows)))
+
+
+def test_a_word_model_gives_words_and_bytes_one_distribution(word_tokens):
+    settings = small()
+    model = wrap(random_core(settings, word_tokens.vocabulary), settings, word_tokens.tokenizer)
+    with torch.no_grad():
+        logits = model(first_document(word_tokens)).logits
+    torch.testing.assert_close(
+        logits.logsumexp(-1), torch.zeros(logits.shape[:2]), atol=1e-4, rtol=0
+    )
+
+
+def test_a_text_costs_its_predicted_tokens_and_its_spelling(word_tokens):
+    settings, tokenizer = small(), word_tokens.tokenizer
+    core = random_core(settings, word_tokens.vocabulary)
+    model = wrap(core, settings, tokenizer)
+    (ids,) = tokenizer.encode(["The zqx model 日本 reads."])
+    with torch.no_grad():
+        whole = torch.tensor([[0, *ids.tolist()]])
+        scores = model(whole).logits.log_softmax(-1)[0, :-1]
+        cost = -scores.gather(1, whole[0, 1:, None]).sum()
+        seen = torch.tensor([[0, *tokenizer.predicted(ids).tolist()]])
+        words = core(windows_of(seen, settings.window)[0, :-1]).log_softmax(-1)
+        expected = -words.gather(1, seen[0, 1:, None]).sum() + tokenizer.spelling_nll(ids).sum()
+    assert cost.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_padding_on_the_left_changes_nothing(tokens):
+    settings = small()
+    model = wrap(random_core(settings, tokens.vocabulary), settings, tokens.tokenizer)
+    ids = first_document(tokens)[:, 1:12]
+    padded = torch.cat([torch.full((1, 3), 7), ids], 1)
+    mask = (torch.arange(padded.shape[1]) >= 3).long()[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(padded, attention_mask=mask).logits[:, 3:], model(ids).logits
+        )
+
+
+def test_a_saved_model_loads_after_import_smallm_with_the_same_logits(tokens, tmp_path):
+    settings = Settings().replace(window=5, embedding=6, hidden=7, activation="tanh")
+    core = random_core(settings.model, tokens.vocabulary)
+    save_model(core, settings, tokens, tmp_path, card="# A model\n")
+    ids = first_document(tokens)[:, :20]
+    with torch.no_grad():
+        expected = wrap(core, settings.model, tokens.tokenizer)(ids).logits
+    code = (
+        "import sys, torch, smallm\n"
+        "assert 'transformers' not in sys.modules\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = torch.load(sys.argv[2], weights_only=True)\n"
+        "torch.save(model(ids).logits.detach(), sys.argv[2])\n"
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0]))\n"
+    )
+    torch.save(ids, tmp_path / "ids.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path, tmp_path / "ids.pt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "ids.pt", weights_only=True), expected)
+    again, shape, tokenizer = load_core(tmp_path)
+    assert shape == settings.model
+    assert repr(tokenizer) == repr(tokens.tokenizer)
+    for name, weight in core.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_loading_in_half_precision_leaves_the_spelling_as_it_is(word_tokens, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    settings = Settings().replace(window=5, embedding=6, hidden=7)
+    core = random_core(settings.model, word_tokens.vocabulary)
+    save_model(core, settings, word_tokens, tmp_path, card="")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    found, kept = model.spelling.model.arrays(), word_tokens.tokenizer.spelling.arrays()
+    assert all(np.array_equal(found[name], kept[name]) for name in kept)

@@ -1,0 +1,87 @@
+"""Both tokenizers are lossless and give every text a proper probability."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smallm.ngrams import KneserNey
+from smallm.settings import TokenizerSettings
+from smallm.tokens import (
+    SPELLING_BOUNDARY,
+    UNKNOWN_ID,
+    WordTokenizer,
+    load_tokenizer,
+    spelled,
+    train_tokenizer,
+)
+
+TEXTS = ["The model learns. The model reads a tensor, twice.", "A tensor, a model; a seed!"]
+TRICKY = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from(["<|endoftext|>", "<|unknown|> a", "<byte 61>", " \r\n\t  x", "🎉é\u0301日本"]),
+)
+
+
+@pytest.fixture(scope="module", params=["bpe", "words"])
+def tokenizer(request):
+    return train_tokenizer(TEXTS, TokenizerSettings(tokenizer=request.param, vocabulary=300))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=TRICKY)
+def test_decoding_what_was_encoded_gives_the_text_back(tokenizer, text):
+    (ids,) = tokenizer.encode([text])
+    assert tokenizer.decode(ids) == text
+    assert (tokenizer.predicted(ids) < tokenizer.vocabulary).all()
+    assert 0 not in ids  # the id that opens documents is never written by a text
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=TRICKY)
+def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, text, tmp_path):
+    if not any(tmp_path.iterdir()):
+        tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    np.testing.assert_array_equal(again.encode([text])[0], tokenizer.encode([text])[0])
+
+
+@pytest.mark.parametrize("text", ["The model reads xyzzy!", " two  spaces\n\nand 日本 lines "])
+def test_transformers_reads_the_saved_tokenizer(tokenizer, text, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    ids = loaded(text)["input_ids"]
+    assert ids == tokenizer.encode([text])[0].tolist()
+    assert loaded.decode(ids) == text
+
+
+def test_an_unknown_word_is_one_predicted_id_and_its_bytes():
+    tokenizer = train_tokenizer(TEXTS, TokenizerSettings(tokenizer="words", vocabulary=300))
+    (ids,) = tokenizer.encode([" model zebra"])
+    assert len(ids) == 1 + len(b" zebra")
+    assert tokenizer.predicted(ids).tolist()[1:] == [UNKNOWN_ID]
+    nll = tokenizer.spelling_nll(ids)
+    assert nll[0] == 0
+    assert (nll[1:] > 0).all()
+    whole = tokenizer.spelling.log_probabilities(np.array([SPELLING_BOUNDARY, *spelled(" zebra")]))
+    assert nll.sum() == pytest.approx(-whole.sum())
+
+
+def test_the_spelling_of_a_uniform_byte_model_costs_eight_bits_a_byte():
+    untrained = KneserNey.fit(
+        np.array([SPELLING_BOUNDARY]), vocabulary=513, boundary=SPELLING_BOUNDARY
+    )
+    uniform = WordTokenizer(["<|endoftext|>", "<|unknown|>"], untrained)
+    (ids,) = uniform.encode(["anything at all"])
+    bits = uniform.spelling_nll(ids) / math.log(2)
+    assert bits.sum() / len(ids) == pytest.approx(9.0, abs=1e-5)  # 8 for the byte, 1 for the end
+
+
+def test_training_is_the_same_every_time(tokenizer):
+    kind = "words" if isinstance(tokenizer, WordTokenizer) else "bpe"
+    again = train_tokenizer(TEXTS, TokenizerSettings(tokenizer=kind, vocabulary=300))
+    assert repr(again) == repr(tokenizer)
