@@ -11,6 +11,13 @@ from smallm.documents.packages import read_packages
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
+FRENCH = (
+    "Le modèle apprend très vite à prédire le mot suivant d'une phrase, même lorsque la phrase "
+    "est longue et que les données sont rares. Après quelques époques, l'erreur décroît et le "
+    "réseau généralise déjà à des textes qu'il n'a jamais lus. C'était l'été où nous avons "
+    "commencé à mesurer la qualité de ces petits modèles, près de la forêt, à côté du château."
+)
+
 
 def read_folder(path, **settings):
     dropped = Dropped()
@@ -33,7 +40,7 @@ def read_hub(folder, **settings):
         ("utf-16", "sixteen bits é"),
         (
             "cp1252",
-            "caf\u00e9 cr\u00e8me br\u00fbl\u00e9e \u2013 d\u00e9j\u00e0 vu, na\u00efve " * 9,
+            FRENCH,
         ),
     ],
 )

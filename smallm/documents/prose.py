@@ -82,6 +82,7 @@ INLINE = [
     (re.compile(r"\[!(?:TIP|NOTE|WARNING|IMPORTANT|CAUTION)\]"), ""),
     (re.compile(r"\\([*_ `|])"), r"\1"),
     (re.compile(r"\s*\(\s*\)(?=[\s.,;])(?<![\w]\(\))"), ""),
+    (re.compile(r"(?<!\S):(?:class|func|meth|mod|attr|ref|obj|data|exc|term|doc):\s*(?=\w)"), ""),
     (re.compile(r"\s+"), " "),
     (re.compile(r" (?=[.,;:!?)](?:\s|$))"), ""),
 ]
