@@ -150,9 +150,18 @@ def _encoding(path: Path) -> str | None:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError:
-        guess = charset_normalizer.from_bytes(sample).best()
-        return None if guess is None else guess.encoding
+        return _guessed(sample)
     return "utf-8"
+
+
+def _guessed(sample: bytes) -> str | None:
+    """The likeliest old encoding; among about equal ones the most common, cp1252."""
+    guesses = charset_normalizer.from_bytes(sample)
+    best = guesses.best()
+    if best is None:
+        return None
+    near = {guess.encoding for guess in guesses if guess.chaos < best.chaos + 0.05}
+    return "cp1252" if "cp1252" in near else best.encoding
 
 
 def _unicode(text: str, name: str, dropped: Dropped) -> str:
