@@ -1,8 +1,7 @@
 """The report's plots: the record of a search in, SVG pictures with titles and captions out.
 
-Figures are matplotlib objects without its global state; text stays text and ids depend on content
-alone, so the same record gives the same bytes. Scores of the search are from the selection slice,
-scores of finalists and reference models from the final slice.
+Text stays text and ids depend on content alone: the same record gives the same bytes. Scores of
+the search are from the selection slice, those of finalists and references from the final slice.
 """
 
 from __future__ import annotations
@@ -22,33 +21,28 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-WIDTH = 5.4  # inches: at 390 pixels the text is still readable
+WIDTH = 5.4  # inches: text stays readable at 390 pixels
 INK, GREY, PALE = "#333b44", "#66717d", "#b9c0c8"
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 ROLE_COLORS = {"champion": "#0072b2", "runner-up": "#d55e00", "default": "#7a5195"}
 OTHER_COLORS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 HOLLOW_MARKERS = ("s", "^", "D", "v", "P")
 MOST_CATEGORIES = 6
+SELECTION, FINAL = "bits per byte, selection slice", "bits per byte, final slice"
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "smallm",
     "text.parse_math": False,
     "font.size": 10,
-    "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.color": "#e4e7ea",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "savefig.transparent": True,
+    "legend.fontsize": 9,
 }
 
 
@@ -87,9 +81,7 @@ def shown(value: Any) -> str:
     """A value as people write it: three significant digits, yes and no."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def tokens_shown(tokens: float) -> str:
@@ -117,70 +109,44 @@ def titled(finalist: Record) -> str:
     return name if role in name else f"{name} ({role})"
 
 
-def role_colors(result: Record) -> list[tuple[Record, str]]:
-    """The finalists, each with its own colour in all plots."""
-    spare = iter(OTHER_COLORS * len(result.get("finalists") or ()))
-    return [
-        (finalist, ROLE_COLORS.get(finalist["role"]) or next(spare))
-        for finalist in result.get("finalists") or ()
-    ]
-
-
 def _finalist_seeds(result: Record) -> Plot | None:
-    rows = [(each, color) for each, color in role_colors(result) if each.get("final")]
+    rows = _colored(result)[::-1]
     if not rows:
         return None
-    figure, axes = _canvas(
-        "Finalists, seed by seed", "bits per byte, final slice", "", rows=len(rows)
-    )
-    for place, (finalist, color) in enumerate(reversed(rows)):
+    names = [titled(finalist) for finalist, _ in rows]
+    figure, axes = _rows("Finalists, seed by seed", FINAL, names)
+    for place, (finalist, color) in enumerate(rows):
         final = finalist["final"]["bits_per_byte"]
-        seeds = [value for value in final["per_seed"].values() if value is not None]
-        axes.plot(
-            [final["low"], final["high"]], [place, place], color=color, lw=2, marker="|", ms=11
-        )
+        seeds = list(final["per_seed"].values())
+        axes.hlines(place, final["low"], final["high"], color=color, lw=2)
         axes.plot(final["value"], place, "D", color=color, ms=7)
-        axes.plot(seeds, [place + 0.22] * len(seeds), "o", color=color, ms=5.5, alpha=0.65, mew=0)
-    _categories(axes, [titled(each) for each, _ in reversed(rows)])
+        axes.plot(seeds, [place + 0.25] * len(seeds), "o", color=color, ms=5.5, alpha=0.6, mew=0)
     return _plot(
         figure,
         "finalist_seeds",
         "finalists",
-        "Each dot is one confirmation seed, the diamond their mean, the line its 95 % interval "
-        "over seeds and documents. Further left is better. Overlapping lines alone do not mean "
-        "a tie: the comparisons above are paired and see smaller differences.",
+        "Each dot is one fresh seed, the diamond their mean, the line its 95 % interval over "
+        "seeds and documents. Further left is better. Lines that overlap are not yet a tie: the "
+        "comparisons in the conclusion are paired and see smaller differences.",
     )
 
 
 def _reference_models(result: Record) -> Plot | None:
-    references = [
-        (each["name"], each["bits_per_byte"], PALE) for each in result.get("references") or ()
-    ]
-    finalists = [
-        (titled(each), each["final"]["bits_per_byte"]["value"], color)
-        for each, color in role_colors(result)
-        if each.get("final") and each["role"] in ROLE_COLORS
-    ]
+    references = result.get("references") or ()
     if not references:
         return None
-    bars = sorted(references + finalists, key=lambda bar: -bar[1])
-    figure, axes = _canvas(
-        "Beside reference models", "bits per byte, final slice", "", rows=len(bars)
-    )
-    places = range(len(bars))
-    axes.barh(places, [bar[1] for bar in bars], color=[bar[2] for bar in bars], height=0.62)
-    for place, (_, value, _) in enumerate(bars):
-        axes.annotate(
-            f"{value:.3f}", (value, place), (4, 0), textcoords="offset points", va="center"
-        )
-    _categories(axes, [bar[0] for bar in bars])
-    axes.set_xlim(0, 1.13 * bars[0][1])
+    bars = [(each["name"], each["bits_per_byte"], PALE) for each in references]
+    bars += [
+        (titled(each), each["final"]["bits_per_byte"]["value"], color)
+        for each, color in _colored(result)
+    ]
+    bars.sort(key=lambda bar: -bar[1])
     return _plot(
-        figure,
+        _bars("Beside reference models", FINAL, bars, "{:.3f}"),
         "reference_models",
         "references",
-        "Models without neural networks on the same text, and the configs confirmed here. Shorter "
-        "is better: bits per byte is the compressed size of the text, and 8 is no compression.",
+        "The confirmed configs and reference models on the same text. Shorter is better: 8 bits "
+        "per byte is the text as it is, 2 a quarter of its size.",
     )
 
 
@@ -188,219 +154,225 @@ def _learning_curves(result: Record) -> Plot | None:
     trials = [trial for trial in result.get("trials") or () if trial.get("curve")]
     if not trials:
         return None
-    figure, axes = _canvas("Learning curves", "training tokens", "bits per byte, selection slice")
+    figure, (axes,) = _grid(3.8)
+    axes.set(title="Learning curves", xlabel="training tokens", ylabel=SELECTION)
     leaders = _leaders(result)
-    for trial in sorted(
-        trials, key=lambda each: [*leaders, each["id"]].index(each["id"]), reverse=True
-    ):
-        points = trial["curve"]
-        tokens, means = [each["tokens"] for each in points], [each["mean"] for each in points]
-        name, color = leaders.get(trial["id"], (None, PALE))
-        axes.plot(
-            tokens, means, color=color, lw=2 if name else 1, label=name, zorder=3 if name else 2
-        )
-        if name:
-            seeds = [list(each["per_seed"].values()) or [each["mean"]] for each in points]
-            low, high = [min(each) for each in seeds], [max(each) for each in seeds]
-            axes.fill_between(tokens, low, high, color=color, alpha=0.2, lw=0)
-        if not at_full_budget(trial, result):
-            axes.plot(tokens[-1], means[-1], "o", mfc="white", mec=GREY, ms=5, zorder=4)
+    order = {name: place for place, name in enumerate(leaders)}
+    for trial in sorted(trials, key=lambda each: order.get(each["id"], -1)):
+        _curve(axes, trial, leaders.get(trial["id"]), ended=at_full_budget(trial, result))
     axes.plot([], [], color=PALE, lw=1, label="other trials")
     if not all(at_full_budget(trial, result) for trial in trials):
         axes.plot([], [], "o", mfc="white", mec=GREY, ms=5, label="ended before the full budget")
-    left_out = _focus(axes, [each["mean"] for trial in trials for each in trial["curve"]], "y")
-    _token_axis(axes)
+    left_out = _focus(axes, [each["mean"] for trial in trials for each in trial["curve"]])
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda tokens, _: tokens_shown(tokens))
     axes.legend(loc="upper right")
     return _plot(
         figure,
         "learning_curves",
         "search",
-        "How each trial learned: its mean over seeds. The shaded band runs from the best to the "
-        f"worst seed. Lower is better.{left_out}",
+        "How the trials learned; each line is a mean over seeds, its shaded band runs from the "
+        f"best to the worst seed. Lower is better.{left_out}",
     )
+
+
+def _curve(axes: Axes, trial: Record, leader: tuple[str, str] | None, *, ended: bool) -> None:
+    """A thin line, or for a leader a coloured one with its name and the band of its seeds."""
+    tokens = [point["tokens"] for point in trial["curve"]]
+    means = [point["mean"] for point in trial["curve"]]
+    if leader:
+        name, color = leader
+        seeds = [list(point["per_seed"].values()) for point in trial["curve"]]
+        axes.plot(tokens, means, color=color, lw=2, label=name, zorder=3)
+        low, high = [min(each) for each in seeds], [max(each) for each in seeds]
+        axes.fill_between(tokens, low, high, color=color, alpha=0.2, lw=0)
+    else:
+        axes.plot(tokens, means, color=PALE, lw=1)
+    if not ended:
+        axes.plot(tokens[-1], means[-1], "o", mfc="white", mec=GREY, ms=5, zorder=4)
 
 
 def _importance(result: Record) -> Plot | None:
     shares = sorted((result.get("importance") or {}).items(), key=lambda item: item[1])
     if not shares:
         return None
-    figure, axes = _canvas(
-        "Importance of settings", "share of the explained variance (%)", "", rows=len(shares)
-    )
-    percent = [100 * share for _, share in shares]
-    axes.barh(range(len(shares)), percent, color="#56b4e9", height=0.62)
-    for place, value in enumerate(percent):
-        axes.annotate(
-            f"{value:.0f}", (value, place), (4, 0), textcoords="offset points", va="center"
-        )
-    _categories(axes, [label(name) for name, _ in shares])
-    axes.set_xlim(0, 1.1 * max(*percent, 1))
+    bars = [(label(name), 100 * share, OTHER_COLORS[-1]) for name, share in shares]
     return _plot(
-        figure,
+        _bars("Importance of settings", "share of the explained variance (%)", bars, "{:.0f}"),
         "importance",
         "search",
-        f"How much of the difference between trials goes with {label(shares[-1][0])} and the other "
-        "settings. An estimate from few trials: it says where to look, not what causes what.",
+        "How much of the difference between trials goes with each setting, most of all with "
+        f"{bars[-1][0]}. An estimate from few trials: where to look, not what causes what.",
     )
 
 
 def _setting(result: Record, name: str) -> Plot | None:
     """Bits per byte against one searched setting; trials cut short have a panel of their own."""
-    trials = [
-        trial
-        for trial in result.get("trials") or ()
-        if score(trial) is not None and name in trial["settings"]
-    ]
+    scored = [trial for trial in result.get("trials") or () if score(trial) is not None]
+    trials = [trial for trial in scored if name in trial["settings"]]
     full = [trial for trial in trials if at_full_budget(trial, result)]
     early = [trial for trial in trials if trial not in full]
     values = _ordered(name, trials, full)
     if len(values) < 2:
         return None
-    numeric = all(map(_is_number, values))
-    continuous = numeric and (name == "learning_rate" or len(values) > MOST_CATEGORIES)
-    figure, panels = _panels(name, continuous=continuous, rows=len(values), full=full, early=early)
-    places = (
-        {t["id"]: t["settings"][name] for t in trials}
-        if continuous
-        else _strips(name, values, trials)
-    )
+    figure, panels = _panels(name, full, early)
+    if _are_numbers(values) and (name == "learning_rate" or len(values) > MOST_CATEGORIES):
+        places = {trial["id"]: trial["settings"][name] for trial in trials}
+        _scale(figure.axes[-1], name, values)
+    else:
+        places = _spread_in_columns(name, values, trials)
+        _name_columns(figure.axes[-1], [shown(value) for value in values])
     for marks, style in _marked(result, full, early):
-        axes = panels["early" if marks[0] in early else "full"]
-        at, means = [places[t["id"]] for t in marks], [score(t) or 0.0 for t in marks]
-        spreads = [t["bits_per_byte"].get("spread") or 0.0 for t in marks]
-        if continuous:
-            axes.errorbar(at, means, yerr=spreads, **style)
-        else:
-            axes.errorbar(means, at, xerr=spreads, **style)
-    left_out = _focus(panels["full"], _scores(full), "y" if continuous else "x") if full else ""
-    if (
-        continuous
-        and min(values) > 0
-        and (name == "learning_rate" or max(values) >= 20 * min(values))
-    ):
-        _log_axis(list(panels.values())[-1], wide=max(values) > 200 * min(values))
-    if not continuous:
-        _categories(figure.axes[0], [shown(value) for value in values])
+        spreads = [trial["bits_per_byte"].get("spread") or 0.0 for trial in marks]
+        at = [places[trial["id"]] for trial in marks]
+        panels[marks[0] in full].errorbar(at, _means(marks), yerr=spreads, **style)
+    left_out = _focus(panels[True], _means(full)) if full else ""
     figure.legend(loc="outside lower left", ncols=2)
-    return _plot(
-        figure, f"setting_{name}", "settings", _setting_words(name, full, early) + left_out
-    )
+    return _plot(figure, f"setting_{name}", "settings", _words(name, full, early) + left_out)
 
 
-def _setting_words(name: str, full: list[Record], early: list[Record]) -> str:
-    best = min(full, key=lambda trial: score(trial) or math.inf, default=None)
-    words = [
-        f"The best trial had {label(name)} {shown(best['settings'][name])}." if best else "",
-        "Each mark is a trial with its spread over seeds; lower bits per byte are better.",
-        "Hollow marks saw fewer tokens: they do not compare with the others." if early else "",
-        "Other settings differ too, so read trends, not single marks.",
-    ]
-    return " ".join(filter(None, words))
+def _words(name: str, full: list[Record], early: list[Record]) -> str:
+    words = ["Each mark is a trial with its spread over seeds; lower bits per byte are better."]
+    if full:
+        best = min(full, key=lambda trial: score(trial) or 0.0)
+        words.insert(0, f"The best trial had {label(name)} {shown(best['settings'][name])}.")
+    if early:
+        words.append("Hollow marks saw fewer tokens: they do not compare with the others.")
+    return " ".join([*words, "Other settings differ too, so read trends, not single marks."])
 
 
 def _ordered(name: str, trials: list[Record], full: list[Record]) -> list[Any]:
-    """The setting's values from the bottom up: numbers by size, others with the best on top."""
-    values = list(dict.fromkeys(trial["settings"][name] for trial in trials))
-    if all(map(_is_number, values)):
+    """The setting's values from the left: numbers by size, others by their best score."""
+    values = {trial["settings"][name] for trial in trials}
+    if _are_numbers(values):
         return sorted(values)
-    best = {
-        value: min(_scores(t for t in full if t["settings"][name] == value), default=math.inf)
-        for value in values
-    }
-    return sorted(values, key=lambda value: (-best[value], shown(value)))
+
+    def best(value: Any) -> float:
+        return min(_means(t for t in full if t["settings"][name] == value), default=math.inf)
+
+    return sorted(values, key=lambda value: (best(value), shown(value)))
 
 
-def _strips(name: str, values: list[Any], trials: list[Record]) -> dict[str, float]:
-    """Where each trial stands in the row of its value: beside the others, in their order."""
-    places = {}
-    for row, value in enumerate(values):
+def _spread_in_columns(name: str, values: list[Any], trials: list[Record]) -> dict[str, float]:
+    """The place of each trial: in the column of its value, beside the others."""
+    places: dict[str, float] = {}
+    for column, value in enumerate(values):
         ids = [trial["id"] for trial in trials if trial["settings"][name] == value]
-        width = min(0.7, 0.18 * len(ids))
-        for index, trial in enumerate(ids):
-            places[trial] = row + width * (0.5 - (index + 0.5) / len(ids))
+        step, middle = min(0.12, 0.5 / len(ids)), (len(ids) - 1) / 2
+        places |= {each: column + step * (index - middle) for index, each in enumerate(ids)}
     return places
 
 
-def _panels(
-    name: str, *, continuous: bool, rows: int, full: list[Record], early: list[Record]
-) -> tuple[Figure, dict[str, Axes]]:
-    """Axes for full and early trials, as far as there are any: above, or at the right."""
-    from matplotlib.figure import Figure
-
-    kinds = [kind for kind, trials in (("full", full), ("early", early)) if trials]
-    words = {"full": "bits per byte, selection slice", "early": "ended early"}
-    if continuous:
-        kinds.reverse()
-        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-        ratios = [1.0, 2.4][-len(kinds) :]
-        grid = figure.subplots(len(kinds), sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-        grid[-1].set_xlabel(label(name))
-    else:
-        figure = Figure(figsize=(WIDTH, 1.7 + 0.42 * rows), layout="constrained")
-        ratios = [2.4, 1.0][: len(kinds)]
-        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False, width_ratios=ratios)[0]
-        grid[0].set_ylabel(label(name))
-    panels = dict(zip(kinds, grid, strict=True))
-    for kind, axes in panels.items():
-        (axes.set_ylabel if continuous else axes.set_xlabel)(words[kind])
-        axes.locator_params(axis="y" if continuous else "x", nbins=3 if kind == "early" else 5)
+def _panels(name: str, full: list[Record], early: list[Record]) -> tuple[Figure, dict[bool, Axes]]:
+    """Axes for trials at full budget (True), and above them for early ones, where there are any."""
+    kinds = [kind for kind, trials in ((False, early), (True, full)) if trials]
+    heights = [1.0, 2.4][-len(kinds) :]
+    figure, grid = _grid(4.4, nrows=len(kinds), sharex=True, height_ratios=heights)
+    for kind, axes in zip(kinds, grid, strict=True):
+        axes.set_ylabel(SELECTION if kind else "ended early")
+        axes.locator_params(axis="y", nbins=5 if kind else 3)
+        axes.margins(0.08, 0.08 if kind else 0.25)
     grid[0].set_title(f"{label(name).capitalize()} against bits per byte")
-    return figure, panels
+    grid[-1].set_xlabel(label(name))
+    return figure, dict(zip(kinds, grid, strict=True))
 
 
 def _marked(
     result: Record, full: list[Record], early: list[Record]
 ) -> Iterator[tuple[list[Record], dict[str, Any]]]:
     """Groups of trials with their marks: full for the full budget, hollow by tokens seen."""
-    champions = {f["trial"] for f in result.get("finalists") or () if f["role"] == "champion"}
-    budget = tokens_shown(result["full_budget"])
+    champions = [f["trial"] for f in result.get("finalists") or () if f["role"] == "champion"]
     base = {"ls": "", "elinewidth": 1, "marker": "o", "ms": 6}
-    others = [trial for trial in full if trial["id"] not in champions]
-    champion = [trial for trial in full if trial["id"] in champions]
-    if others:
+    if others := [trial for trial in full if trial["id"] not in champions]:
+        budget = tokens_shown(result["full_budget"])
         yield others, {**base, "color": INK, "label": f"full budget, {budget} tokens"}
-    if champion:
+    if champion := [trial for trial in full if trial["id"] in champions]:
         yield champion, {**base, "color": ROLE_COLORS["champion"], "label": "champion's trial"}
-    hollow = {**base, "color": GREY, "mfc": "white"}
-    for marker, marks in zip(HOLLOW_MARKERS, _by_tokens(early), strict=False):
-        least, most = tokens_shown(marks[0]["tokens"]), tokens_shown(marks[-1]["tokens"])
-        words = f"only {least} tokens" if least == most else f"only {least} to {most} tokens"
-        yield marks, {**hollow, "marker": marker, "label": words}
+    for index, tokens in enumerate(sorted({trial["tokens"] for trial in early})):
+        marker = HOLLOW_MARKERS[index % len(HOLLOW_MARKERS)]
+        hollow = {**base, "marker": marker, "color": GREY, "mfc": "white"}
+        marks = [trial for trial in early if trial["tokens"] == tokens]
+        yield marks, {**hollow, "label": f"only {tokens_shown(tokens)} tokens"}
 
 
-def _by_tokens(early: list[Record]) -> list[list[Record]]:
-    """Trials in groups of equal tokens, or of similar ones when there would be too many groups."""
-    amounts = sorted({trial["tokens"] for trial in early})
-    size = math.ceil(len(amounts) / len(HOLLOW_MARKERS)) or 1
-    chunks = [amounts[start : start + size] for start in range(0, len(amounts), size)]
-    ordered = sorted(early, key=lambda trial: trial["tokens"])
-    return [[trial for trial in ordered if trial["tokens"] in chunk] for chunk in chunks]
+def _colored(result: Record) -> list[tuple[Record, str]]:
+    """The finalists that are scored, each with its own colour in all plots."""
+    finalists = [each for each in result.get("finalists") or () if each.get("final")]
+    spare = iter(OTHER_COLORS * len(finalists))
+    return [(each, ROLE_COLORS.get(each["role"]) or next(spare)) for each in finalists]
 
 
 def _leaders(result: Record) -> dict[str, tuple[str, str]]:
     """Name and colour of the trials to follow: the finalists', else the three best so far."""
-    finalists = {each["trial"]: (titled(each), color) for each, color in role_colors(result)}
+    finalists = {each["trial"]: (titled(each), color) for each, color in _colored(result)}
     if finalists:
         return finalists
     scored = [trial for trial in result.get("trials") or () if score(trial) is not None]
     scored.sort(key=lambda trial: (-trial["tokens"], score(trial)))
-    return {
-        trial["id"]: (f"trial {trial['number']}", color)
-        for trial, color in zip(scored[:3], OTHER_COLORS, strict=False)
-    }
+    best = zip(scored, OTHER_COLORS[:3], strict=False)
+    return {trial["id"]: (f"trial {trial['number']}", color) for trial, color in best}
 
 
-def _canvas(title: str, x: str, y: str, *, rows: int | None = None) -> tuple[Figure, Axes]:
-    """A figure for one plot; `rows` categories fix its height."""
+def _grid(height: float, **layout: Any) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    height = 3.5 if rows is None else 1.1 + 0.42 * rows
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    return figure, list(figure.subplots(squeeze=False, **layout).flat)
+
+
+def _rows(title: str, unit: str, names: Sequence[str]) -> tuple[Figure, Axes]:
+    """Axes with a named row for each thing, from the bottom up."""
+    figure, (axes,) = _grid(1.1 + 0.42 * len(names))
+    axes.set(title=title, xlabel=unit, ylim=(-0.6, len(names) - 0.4))
+    axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 22)) for name in names])
+    axes.grid(visible=False, axis="y")
     return figure, axes
+
+
+def _bars(title: str, unit: str, bars: Sequence[tuple[str, float, str]], text: str) -> Figure:
+    """Horizontal bars (name, value, colour) from the bottom up, with their values."""
+    names, values, colors = zip(*bars, strict=True)
+    figure, axes = _rows(title, unit, names)
+    drawn = axes.barh(range(len(bars)), values, color=colors, height=0.62)
+    axes.bar_label(drawn, [text.format(value) for value in values], padding=4)
+    axes.set_xlim(0, 1.15 * max(*values, 1e-9))
+    return figure
+
+
+def _name_columns(axes: Axes, names: Sequence[str]) -> None:
+    turn: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, **turn if sum(map(len, names)) > 40 else {})
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(visible=False, axis="x")
+
+
+def _scale(axes: Axes, name: str, values: list[float]) -> None:
+    """A logarithmic axis for the learning rate and for values of several magnitudes."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    low, high = min(values), max(values)
+    if low <= 0 or (name != "learning_rate" and high < 20 * low):
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 200 * low else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel(f"{label(name)} (logarithmic)")
+
+
+def _focus(axes: Axes, values: list[float]) -> str:
+    """Cuts far outliers off the axis, so that the rest can be told apart; says so in words."""
+    ordered = sorted(values)
+    best, upper = ordered[0], ordered[int(0.75 * (len(ordered) - 1))]
+    limit = upper + 3 * (upper - best)
+    inside = [value for value in ordered if value <= limit]
+    if len(inside) == len(ordered) or upper == best:
+        return ""
+    margin = 0.08 * (inside[-1] - best)
+    axes.set_ylim(best - margin, inside[-1] + margin)
+    outside = len(ordered) - len(inside)
+    points = "1 value lies" if outside == 1 else f"{outside} values lie"
+    return f" {points} beyond the edge, the worst at {ordered[-1]:.3f}."
 
 
 def _plot(figure: Figure, name: str, section: str, caption: str) -> Plot:
@@ -418,50 +390,9 @@ def _plot(figure: Figure, name: str, section: str, caption: str) -> Plot:
     return Plot(name, section, title, caption, svg)
 
 
-def _categories(axes: Axes, names: Sequence[str]) -> None:
-    wrapped = ["\n".join(textwrap.wrap(name, 22)) for name in names]
-    axes.set_yticks(range(len(names)), wrapped)
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=False, axis="y")
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
-def _token_axis(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: tokens_shown(tokens)))
-    axes.set_xlim(left=0)
-
-
-def _log_axis(axes: Axes, *, wide: bool) -> None:
-    """A logarithmic axis with labels at 1, 2 and 5 where few powers of ten are in sight."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(f"{axes.get_xlabel()} (logarithmic)")
-
-
-def _focus(axes: Axes, values: list[float], axis: str) -> str:
-    """Cuts far outliers off the axis, so that the rest can be told apart; says so in words."""
-    ordered = sorted(values)
-    best, upper = ordered[0], ordered[int(0.75 * (len(ordered) - 1))]
-    limit = upper + 3 * (upper - best)
-    outside = sum(value > limit for value in ordered)
-    if not outside or upper == best:
-        return ""
-    inside = [value for value in ordered if value <= limit]
-    margin = 0.08 * (inside[-1] - best)
-    (axes.set_ylim if axis == "y" else axes.set_xlim)(best - margin, inside[-1] + margin)
-    points = "1 mark lies" if outside == 1 else f"{outside} marks lie"
-    return f" {points} beyond the edge, at up to {ordered[-1]:.3f}."
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _scores(trials: Iterable[Record]) -> list[float]:
+def _means(trials: Iterable[Record]) -> list[float]:
     return [trial["bits_per_byte"]["mean"] for trial in trials]

@@ -30,50 +30,48 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
-NONE = "–"
+NONE = "-"
 METRICS = {
+    "nll": "Negative log-likelihood (nats)",
     "cross_entropy": "Cross-entropy (nats per token)",
     "token_perplexity": "Token perplexity",
     "word_perplexity": "Word perplexity",
     "byte_perplexity": "Byte perplexity",
     "top_1": "Next token right (%)",
-    "top_3": "Next token among 3 best (%)",
-    "top_10": "Next token among 10 best (%)",
+    "top_3": "Next token among the 3 likeliest (%)",
+    "top_10": "Next token among the 10 likeliest (%)",
 }
 DEFINITIONS = {
-    "Bits per byte": "the size of the text if the model compressed it, in bits for each byte of "
-    "UTF-8. Lower is better; 8 is no compression. It compares models with different tokenizers.",
-    "± spread": "the standard deviation over the seeds of a trial.",
-    "95 % interval": "where the score would lie with other seeds and other documents like these "
-    "(bootstrap over both, widened for few seeds).",
-    "Probability of improvement": "how likely one config beats the other when both are trained "
-    "with one more seed.",
-    "Selection slice": "held-out text on which every choice is made.",
-    "Final slice": "other held-out text, scored once, after all choices are made.",
-    "Seeds": "replicates of a config: initialization, data order and dropout. Finalists are "
-    "trained again with seeds that the search never used.",
-    "Perplexity": "the exponential of the mean negative log-likelihood per token, word or byte. "
+    "Bits per byte": "The size of the text if the model compressed it, in bits for each byte of "
+    "UTF-8. Lower is better. It compares models whatever their tokenizers.",
+    "± spread": "The standard deviation over the seeds of a trial.",
+    "95 % interval": "Where the score is expected with other seeds and other documents like "
+    "these: a bootstrap over both, widened because seeds are few.",
+    "Probability of improvement": "How likely the champion beats the other config when both are "
+    "trained with one more seed.",
+    "Selection slice": "Held-out text on which every choice is made.",
+    "Final slice": "Other held-out text, scored once, after all choices are made.",
+    "Seeds": "Replicates of a config: a seed fixes initialization, data order and dropout. "
+    "Finalists are trained again with seeds that the search never used.",
+    "Perplexity": "The exponential of the mean negative log-likelihood per token, word or byte. "
     "Token perplexity compares only models with the same tokenizer.",
-    "Importance": "how much of the variance of scores a setting explains.",
+    "Importance": "The share of the variance of scores that goes with a setting.",
 }
 
 
 class Html(str):
-    """Markup: `tag` escapes every other string."""
+    """Markup; `tag` escapes every other string."""
 
     __slots__ = ()
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The record in a search folder or a `result.json`; raises SmallmError if it is none."""
-    file = path / "result.json" if path.is_dir() else path
-    result = read_json(file)
+    """The record in a `result.json`; raises SmallmError if it holds none that can be read."""
+    result = read_json(path)
     if not isinstance(result, dict) or "trials" not in result:
-        raise SmallmError(f"{file}: is not the result of a search")
+        raise SmallmError(f"{path}: is not the result of a search")
     if result.get("schema") != SCHEMA:
-        raise SmallmError(
-            f"{file}: has schema {result.get('schema')!r}; this smallm reads {SCHEMA}"
-        )
+        raise SmallmError(f"{path}: has schema {result.get('schema')}; this smallm reads {SCHEMA}")
     return result
 
 
@@ -86,25 +84,25 @@ def write_report(result: Record, path: Path) -> None:
         "Reference models": _references(result, plots),
         "Search": _search(result, plots),
         "All trials": _trials(result),
-        "Corpus": _corpus(result),
+        "Corpus": _corpus(result.get("corpus") or {}),
         "How it was measured": _measured(result),
-        "Load the champion": _load(result),
+        "Load the champion": _load(result.get("champion")),
     }
     page = _page(result, {title: body for title, body in sections.items() if body})
     write_text(path, page.encode(errors="backslashreplace").decode())
 
 
 def leaderboard(result: Record) -> pd.DataFrame:
-    """One row per config, the best first: finalists, then full budgets, then those cut short."""
+    """One row per config: finalists, then full budgets by score, then trials cut short."""
     import pandas as pd
 
     finalists = {each["trial"]: each for each in result.get("finalists") or ()}
-    rows = [_row(trial, finalists.pop(trial["id"], {}), result) for trial in _ranked(result)]
-    unsearched = [
-        {"trial": each["trial"], "status": "confirmed only", **_confirmed(each), **each["settings"]}
-        for each in finalists.values()
+    rows = [_row(trial, finalists.pop(trial["id"], None), result) for trial in _ranked(result)]
+    rows += [
+        {"role": each["role"], **each["settings"], **_final_row(each)}
+        for each in finalists.values()  # the default config need not have been a trial
     ]
-    return pd.DataFrame(rows + unsearched)
+    return pd.DataFrame(rows).convert_dtypes()
 
 
 def write_leaderboard(result: Record, path: Path) -> None:
@@ -116,118 +114,104 @@ def terminal_table(result: Record, *, rows: int = 20) -> RenderableType:
     """The finalists and the best trials, as tables that fit 80 columns."""
     from rich.console import Group
 
-    tables: list[RenderableType] = []
-    if result.get("finalists"):
-        tables.append(_finalist_table(result))
     ranked = _ranked(result)
-    tables.append(_trial_table(result, ranked[:rows]))
+    tables: list[RenderableType] = [_trial_table(result, ranked[:rows])]
+    if result.get("finalists"):
+        tables.insert(0, _finalist_table(result["finalists"]))
     if len(ranked) > rows:
         tables.append(f"and {len(ranked) - rows} more trials in report.html and leaderboard.csv")
     return Group(*tables)
 
 
-def _finalist_table(result: Record) -> Table:
-    table = _table(
-        "Confirmed with fresh seeds, on the final slice",
-        ["config", "role", _setting_names(result)],
-        ["bits per byte", "95 % interval", "seeds"],
-    )
-    for each in result["finalists"]:
-        table.add_row(
-            *_texts(each["name"], each["role"], _setting_values(each, result)),
-            *_texts(*_final_score(each), len(each["seeds"])),
-            style="bold" if each["role"] == "champion" else None,
-        )
+def _finalist_table(finalists: Sequence[Record]) -> Table:
+    title = "Confirmed with fresh seeds, on the final slice"
+    table = _terminal(title, ["config", "role"], ["bits per byte", "95 % interval", "seeds"])
+    for each in finalists:
+        cells = (each["name"], each["role"], *_final_score(each), len(each["seeds"]))
+        table.add_row(*_texts(cells), style="bold" if each["role"] == "champion" else None)
     return table
 
 
 def _trial_table(result: Record, trials: Sequence[Record]) -> Table:
-    table = _table(
+    names = list(result.get("searched") or ())
+    table = _terminal(
         "Search, on the selection slice",
-        ["trial", _setting_names(result)],
+        ["trial", ", ".join(map(label, names)) or "settings"],
         ["bits per byte", "tokens", "time", "note"],
     )
-    roles = {each["trial"]: each["role"] for each in result.get("finalists") or ()}
+    roles = _roles(result)
     for trial in trials:
         note = roles.get(trial["id"]) or ("" if at_full_budget(trial, result) else trial["status"])
-        table.add_row(
-            *_texts(trial["number"], _setting_values(trial, result), _mean_and_spread(trial)),
-            *_texts(tokens_shown(trial["tokens"]), _seconds(trial["seconds"]), note),
-            style="bold" if note == "champion" else None,
-        )
+        settings = " ".join(shown(trial["settings"].get(name)) for name in names)
+        cells = (trial["number"], settings, _mean_and_spread(trial), *_effort(trial), note)
+        table.add_row(*_texts(cells), style="bold" if note == "champion" else None)
     return table
 
 
-def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
+def _terminal(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.pad_edge = False
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
     for name in left:
-        table.add_column(name, overflow="fold")
+        table.add_column(name)
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def _texts(*values: object) -> list[Any]:
+def _texts(cells: Iterable[object]) -> list[Any]:
     """Cells that rich does not search for its own markup."""
     from rich.text import Text
 
-    return [Text(str(value)) for value in values]
+    return [Text(str(cell)) for cell in cells]
 
 
-def _row(trial: Record, finalist: Record, result: Record) -> dict[str, Any]:
-    scores = trial.get("bits_per_byte") or {}
+def _row(trial: Record, finalist: Record | None, result: Record) -> dict[str, Any]:
     return {
         "trial": trial["id"],
         "number": trial["number"],
+        "role": finalist["role"] if finalist else "",
         "status": trial["status"],
         "reason": trial.get("reason") or "",
-        **(_confirmed(finalist) if finalist else {"role": ""}),
-        **trial["settings"],
+        "bits_per_byte": score(trial),
+        "spread": (trial.get("bits_per_byte") or {}).get("spread"),
         "tokens": trial["tokens"],
         "full_budget": at_full_budget(trial, result),
         "seconds": trial["seconds"],
-        "bits_per_byte": score(trial),
-        "spread": scores.get("spread"),
+        **trial["settings"],
+        **_final_row(finalist or {}),
     }
 
 
-def _confirmed(finalist: Record) -> dict[str, Any]:
+def _final_row(finalist: Record) -> dict[str, Any]:
     final = finalist.get("final") or {}
     interval = final.get("bits_per_byte") or {}
     return {
-        "role": finalist["role"],
         "parameters": finalist.get("parameters"),
-        **{f"final_{name}": interval.get(name) for name in ("value", "low", "high")},
+        **{f"final_bits_per_byte_{name}": interval.get(name) for name in ("value", "low", "high")},
         **{f"final_{name}": final.get(name) for name in METRICS},
     }
 
 
 def _ranked(result: Record) -> list[Record]:
-    """Trials: finalists in their order, then full budgets by score, then by tokens, then failed."""
-    finalists = [each["trial"] for each in result.get("finalists") or ()]
+    """Trials: finalists in their order, then full budgets by score, the longest, the failed."""
+    places = {trial: place for place, trial in enumerate(_roles(result))}
 
-    def rank(trial: Record) -> tuple[Any, ...]:
-        place = finalists.index(trial["id"]) if trial["id"] in finalists else len(finalists)
-        mean = score(trial)
+    def rank(trial: Record) -> tuple[float, ...]:
+        mean, full = score(trial), at_full_budget(trial, result)
+        place = places.get(trial["id"], len(places))
         if mean is None:
-            return place, 2, 0, 0, trial["number"]
-        full = at_full_budget(trial, result)
+            return place, 2, trial["number"]
         return place, not full, 0 if full else -trial["tokens"], mean, trial["number"]
 
     return sorted(result.get("trials") or (), key=rank)
 
 
-def _setting_names(result: Record) -> str:
-    return ", ".join(label(name) for name in result.get("searched") or ()) or "settings"
-
-
-def _setting_values(config: Record, result: Record) -> str:
-    names = result.get("searched") or config["settings"]
-    return ", ".join(shown(config["settings"].get(name)) for name in names)
+def _roles(result: Record) -> dict[str, str]:
+    """The role of each finalist's trial, in their order."""
+    return {each["trial"]: each["role"] for each in result.get("finalists") or ()}
 
 
 def _mean_and_spread(trial: Record) -> str:
@@ -237,16 +221,20 @@ def _mean_and_spread(trial: Record) -> str:
     return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
 
 
+def _effort(trial: Record) -> tuple[str, str]:
+    return tokens_shown(trial["tokens"]), _duration(trial["seconds"])
+
+
 def _final_score(finalist: Record) -> tuple[str, str]:
     final = (finalist.get("final") or {}).get("bits_per_byte")
-    if not final:
-        return NONE, NONE
-    return f"{final['value']:.3f}", f"{final['low']:.3f} to {final['high']:.3f}"
+    return (f"{final['value']:.3f}", _span(final)) if final else (NONE, NONE)
 
 
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return NONE
+def _span(interval: Record, decimals: int = 3) -> str:
+    return f"{interval['low']:.{decimals}f} to {interval['high']:.{decimals}f}"
+
+
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -254,231 +242,208 @@ def _seconds(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _size(count: float | None) -> str:
-    if count is None:
-        return NONE
+def _size(part: Record) -> str:
+    count = part.get("bytes", 0)
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count:,} bytes"
 
 
 def tag(name: str, *children: object, **attributes: object) -> Html:
-    """An element; children that are not markup and all attributes are escaped."""
+    """An element; attributes and children that are not markup are escaped."""
     inside = "".join(c if isinstance(c, Html) else escape(str(c)) for c in children)
     listed = "".join(f' {key.rstrip("_")}="{escape(str(v))}"' for key, v in attributes.items())
     return Html(f"<{name}{listed}>{inside}</{name}>")
 
 
-def _html_table(header: Sequence[object], rows: Iterable[Sequence[object]], **kind: object) -> Html:
-    """A table that scrolls sideways inside its box; the first column names the row."""
+def join(*parts: Html) -> Html:
+    """Markup after markup."""
+    return Html("".join(parts))
+
+
+def _table(header: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "") -> Html:
+    """A table that scrolls sideways in its box; the first column names the row."""
     head = tag("tr", *(tag("th", cell, scope="col") for cell in header))
-    body = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-        for row in rows
-    ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body), **kind), class_="wide")
+    body = (
+        tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in cells))
+        for first, *cells in rows
+    )
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_=f"wide {kind}")
 
 
 def _pairs(pairs: Iterable[tuple[object, object]]) -> Html:
-    return tag("dl", *(Html(tag("dt", name) + tag("dd", value)) for name, value in pairs))
+    return tag("dl", *(join(tag("dt", name), tag("dd", value)) for name, value in pairs))
 
 
-def _figures(plots: Sequence[Plot], section: str) -> Html:
+def _figures(plots: Sequence[Plot], section: str, *beside: Html) -> Html:
     figures = [
         tag("figure", Html(plot.svg), tag("figcaption", plot.caption))
         for plot in plots
         if plot.section == section
     ]
-    return tag("div", *figures, class_="plots") if figures else Html("")
+    return tag("div", *figures, *beside, class_="plots")
 
 
 def _conclusion(result: Record) -> Html:
-    champion = next((f for f in result.get("finalists") or () if f["role"] == "champion"), None)
+    finalists: Sequence[Record] = result.get("finalists") or ()
+    champion: Record = next((each for each in finalists if each["role"] == "champion"), {})
     parts = []
-    if champion and champion.get("final"):
+    if champion.get("final"):
         value, interval = _final_score(champion)
-        parts.append(
-            tag("p", tag("strong", value), f" bits per byte ({interval})", class_="headline")
+        words = f" bits per byte on the final slice, 95 % interval {interval}"
+        parts.append(tag("p", tag("strong", value), words, class_="headline"))
+    parts += [tag("p", line) for line in result.get("conclusion") or _no_conclusion(result)]
+    rows = [
+        (
+            f"the {each['against']}",
+            f"{each['difference']['value']:.3f} ({_span(each['difference'])})",
+            f"{each['probability_of_improvement']['value']:.2f} "
+            f"({_span(each['probability_of_improvement'], 2)})",
         )
-        settings = ", ".join(f"{label(k)} {shown(v)}" for k, v in champion["settings"].items())
-        parts.append(tag("p", f"Champion: {champion['name']} with {settings}."))
-    parts += [tag("p", line) for line in result.get("conclusion") or (_no_conclusion(result),)]
-    for each in result.get("comparisons") or ():
-        chance = each["probability_of_improvement"]
-        words = (
-            f" Probability of improvement over the {each['against']}: {chance['value']:.2f} "
-            f"({chance['low']:.2f} to {chance['high']:.2f})."
-        )
-        parts.append(tag("p", each["sentence"], words))
-    return tag("div", *parts, class_="conclusion")
+        for each in result.get("comparisons") or ()
+    ]
+    header = "champion against", "ahead by, bits per byte", "probability of improvement"
+    return join(tag("div", *parts, class_="conclusion"), _table(header, rows) if rows else Html())
 
 
-def _no_conclusion(result: Record) -> str:
-    best = next((t for t in _ranked(result) if score(t) is not None), None)
+def _no_conclusion(result: Record) -> list[str]:
+    best = next((trial for trial in _ranked(result) if score(trial) is not None), None)
     start = "The search ended before a champion was confirmed."
     if best is None:
-        return f"{start} No trial has a score yet."
-    return (
-        f"{start} Best so far: trial {best['number']} with {score(best):.3f} bits per byte on the "
-        f"selection slice after {tokens_shown(best['tokens'])} tokens, unconfirmed."
-    )
+        return [start, "No trial has a score."]
+    return [
+        start,
+        f"Best so far, unconfirmed: trial {best['number']} with {score(best):.3f} bits per byte on "
+        f"the selection slice after {tokens_shown(best['tokens'])} tokens.",
+    ]
 
 
 def _finalists(result: Record, plots: Sequence[Plot]) -> Html:
     finalists = result.get("finalists") or ()
     if not finalists:
-        return Html("")
+        return Html()
     finals = [each.get("final") or {} for each in finalists]
-    names = result.get("searched") or ()
-    rows: list[list[object]] = [
-        ["Bits per byte, final slice", *(tag("strong", _final_score(f)[0]) for f in finalists)],
-        ["95 % interval", *(_final_score(f)[1] for f in finalists)],
-        [
-            "Bits per byte, selection slice",
-            *(_number(f.get("selection"), "mean") for f in finalists),
-        ],
-        *_metric_rows(finals),
-        ["Parameters", *(f"{f.get('parameters') or 0:,}" for f in finalists)],
-        ["Seeds", *(", ".join(map(str, f["seeds"])) for f in finalists)],
+    selection = [(each.get("selection") or {}).get("mean") for each in finalists]
+    rows: dict[str, Iterable[object]] = {
+        "Bits per byte, final slice": (tag("strong", _final_score(f)[0]) for f in finalists),
+        "95 % interval": (_final_score(each)[1] for each in finalists),
+        "Bits per byte, selection slice": (f"{s:.3f}" if s else NONE for s in selection),
+        **{title: [_metric(final, key) for final in finals] for key, title in METRICS.items()},
+        "Parameters": (f"{each.get('parameters') or 0:,}" for each in finalists),
+        "Seeds": (", ".join(map(str, each["seeds"])) for each in finalists),
+    }
+    for name in result.get("searched") or ():
+        rows[label(name).capitalize()] = [shown(each["settings"].get(name)) for each in finalists]
+    header = [
+        Html(),
+        *(join(tag("span", each["name"]), tag("small", each["role"])) for each in finalists),
     ]
-    for name in names:
-        rows.append(
-            [label(name).capitalize(), *(shown(f["settings"].get(name)) for f in finalists)]
-        )
-    header = ["", *(Html(escape(f["name"]) + tag("small", f["role"])) for f in finalists)]
-    return Html(_figures(plots, "finalists") + _html_table(header, rows, class_="finalists"))
-
-
-def _metric_rows(finals: Sequence[Record]) -> list[list[object]]:
-    return [[title, *(_metric(final, key) for final in finals)] for key, title in METRICS.items()]
-
-
-def _number(record: Record | None, key: str) -> str:
-    value = (record or {}).get(key)
-    return NONE if value is None else f"{value:.3f}"
+    table = _table(header, ([title, *cells] for title, cells in rows.items()), "finalists")
+    return _figures(plots, "finalists", table)
 
 
 def _metric(final: Record, key: str) -> str:
     value = final.get(key)
     if value is None:
         return NONE
-    return f"{100 * value:.1f}" if key.startswith("top_") else f"{value:.4g}"
+    return f"{100 * value:.1f}" if key.startswith("top_") else f"{value:,.4g}"
 
 
 def _references(result: Record, plots: Sequence[Plot]) -> Html:
     references = result.get("references") or ()
-    if not references:
-        return Html("")
-    rows = [[r["name"], f"{r['bits_per_byte']:.3f}", r.get("note") or ""] for r in references]
-    table = _html_table(["model", "bits per byte", "note"], rows)
-    return Html(_figures(plots, "references") + table)
+    rows = [(r["name"], f"{r['bits_per_byte']:.3f}", r.get("note") or "") for r in references]
+    table = _table(["model", "bits per byte", "note"], rows)
+    return _figures(plots, "references", table) if rows else Html()
 
 
 def _search(result: Record, plots: Sequence[Plot]) -> Html:
-    correlation = result.get("intraclass_correlation")
-    advice = result.get("replication_advice") or ""
-    share = "" if correlation is None else f" (intraclass correlation {correlation:.2f})"
-    words = tag("p", f"Seeds or configs? {advice}{share}") if advice else Html("")
-    return Html(_figures(plots, "search") + words + _figures(plots, "settings"))
+    advice, correlation = result.get("replication_advice"), result.get("intraclass_correlation")
+    share = "" if correlation is None else f" (Intraclass correlation {correlation:.2f}.)"
+    words = tag("p", tag("strong", "Seeds or configs? "), f"{advice}{share}") if advice else Html()
+    return join(_figures(plots, "search"), words, _figures(plots, "settings"))
 
 
 def _trials(result: Record) -> Html:
     names = list(result.get("searched") or ())
-    roles = {each["trial"]: each["role"] for each in result.get("finalists") or ()}
+    roles = _roles(result)
     rows = [
-        [
+        (
             trial["number"],
             *(shown(trial["settings"].get(name)) for name in names),
             _mean_and_spread(trial),
-            tokens_shown(trial["tokens"]),
-            _seconds(trial["seconds"]),
-            _note(trial, roles.get(trial["id"])),
-        ]
+            *_effort(trial),
+            ": ".join(filter(None, [roles.get(trial["id"]), _end(trial), trial.get("reason")])),
+        )
         for trial in _ranked(result)
     ]
     header = ["trial", *map(label, names), "bits per byte", "tokens", "time", "note"]
-    words = (
-        "Scores on the selection slice. Trials that ended early saw fewer tokens: "
-        "their scores do not compare."
-    )
-    return Html(tag("p", words) + _html_table(header, rows, class_="trials"))
+    words = "Scores on the selection slice. Trials that ended early saw fewer tokens than the "
+    words += f"full budget of {tokens_shown(result['full_budget'])}: their scores do not compare."
+    return join(tag("p", words), _table(header, rows, "trials"))
 
 
-def _note(trial: Record, role: str | None) -> str:
-    ended = "" if trial["status"] == "completed" else trial["status"]
-    return ": ".join(filter(None, [role, ended, trial.get("reason")]))
+def _end(trial: Record) -> str:
+    return "" if trial["status"] == "completed" else str(trial["status"])
 
 
-def _corpus(result: Record) -> Html:
-    corpus = result.get("corpus") or {}
+def _corpus(corpus: Record) -> Html:
     if not corpus:
-        return Html("")
-    duplicates = corpus.get("duplicates") or {}
+        return Html()
+    slices = dict(corpus.get("slices") or {})
+    parts = {f"training, ratio {k}": v for k, v in (slices.pop("training", None) or {}).items()}
+    rows = [(k, f"{v['documents']:,}", _size(v)) for k, v in {**parts, **slices}.items()]
     pairs = [
         ("Source", corpus.get("source", NONE)),
         ("Documents", f"{corpus.get('documents', 0):,}"),
-        ("Text", f"{_size(corpus.get('bytes'))}, {corpus.get('words', 0):,} words"),
-        (
-            "Duplicates removed",
-            ", ".join(f"{n:,} {kind}" for kind, n in duplicates.items()) or NONE,
-        ),
+        ("Text", f"{_size(corpus)}, {corpus.get('words', 0):,} words"),
+        ("Duplicates removed", _listed(corpus.get("duplicates"))),
         ("Digest", tag("code", corpus.get("digest", NONE))),
-        (
-            "Versions",
-            ", ".join(f"{k} {v}" for k, v in (corpus.get("versions") or {}).items()) or NONE,
-        ),
+        ("Versions", _listed(corpus.get("versions"))),
     ]
-    return Html(_pairs(pairs) + _slices(corpus.get("slices") or {}) + _dropped(corpus))
-
-
-def _slices(slices: Record) -> Html:
-    parts = {f"training, ratio {k}": v for k, v in (slices.get("training") or {}).items()}
-    parts |= {name: slices[name] for name in ("selection", "final") if slices.get(name)}
-    rows = [[name, f"{part['documents']:,}", _size(part["bytes"])] for name, part in parts.items()]
-    return _html_table(["slice", "documents", "size"], rows) if rows else Html("")
-
-
-def _dropped(corpus: Record) -> Html:
-    reasons = [
-        tag(
-            "details",
-            tag("summary", f"{reason}: {left_out['count']:,}"),
-            tag("ul", *(tag("li", place) for place in left_out.get("places") or ())),
-        )
-        for reason, left_out in (corpus.get("dropped") or {}).items()
+    left_out = [
+        _details(f"{reason}: {each['count']:,}", tag("ul", *(tag("li", p) for p in each["places"])))
+        for reason, each in (corpus.get("dropped") or {}).items()
     ]
-    return Html(tag("h3", "Left out, by reason") + "".join(reasons)) if reasons else Html("")
+    heading = tag("h3", "Left out, by reason") if left_out else Html()
+    table = _table(["slice", "documents", "size"], rows) if rows else Html()
+    return join(_pairs(pairs), table, heading, *left_out)
+
+
+def _details(summary: str, body: Html) -> Html:
+    return tag("details", tag("summary", summary), body)
+
+
+def _listed(values: Record | None) -> str:
+    return ", ".join(f"{name} {shown(value)}" for name, value in (values or {}).items()) or NONE
 
 
 def _measured(result: Record) -> Html:
-    overhead, seconds = result.get("overhead") or {}, result.get("seconds") or {}
-    pairs: list[tuple[str, str]] = []
-    if seconds:
-        pairs.append(("Time", ", ".join(f"{part} {_seconds(s)}" for part, s in seconds.items())))
-    if overhead:
-        pairs.append(("Overhead", _overhead(overhead)))
+    pairs = [("Full budget", f"{tokens_shown(result['full_budget'])} tokens for each seed")]
     if result.get("seeds"):
         pairs.append(("Seeds of the search", ", ".join(map(str, result["seeds"]))))
-    pairs.append(("Full budget", f"{tokens_shown(result['full_budget'])} tokens for each seed"))
-    pairs += [(label(k).capitalize(), shown(v)) for k, v in (result.get("hardware") or {}).items()]
-    fixed = [(label(k), shown(v)) for k, v in (result.get("settings") or {}).items()]
-    return Html(
-        _pairs(DEFINITIONS.items())
-        + tag("h3", "This search")
-        + _pairs(pairs)
-        + (tag("details", tag("summary", "Fixed settings"), _pairs(fixed)) if fixed else "")
+    if result.get("seconds"):
+        times = {part: _duration(seconds) for part, seconds in result["seconds"].items()}
+        pairs.append(("Time", _listed(times)))
+    if result.get("overhead"):
+        pairs.append(("Overhead", _overhead(result["overhead"])))
+    pairs.append(("Hardware", _listed(result.get("hardware"))))
+    fixed = [(label(name), shown(value)) for name, value in (result.get("settings") or {}).items()]
+    return join(
+        _pairs(DEFINITIONS.items()),
+        tag("h3", "This search"),
+        _pairs(pairs),
+        _details(f"Fixed settings ({len(fixed)})", _pairs(fixed)) if fixed else Html(),
     )
 
 
-def _overhead(overhead: Record) -> str:
+def _overhead(spent: Record) -> str:
     return (
-        f"the search took {_seconds(overhead['wall'])}, its trials {_seconds(overhead['trials'])} "
-        f"of work, {overhead['concurrent']} at a time: {overhead['ratio']:.2f} times the ideal"
+        f"{_duration(spent['wall'])} for {_duration(spent['trials'])} of training and scoring, "
+        f"{spent['concurrent']} at a time: {spent['ratio']:.2f} times the least possible"
     )
 
 
-def _load(result: Record) -> Html:
-    champion = result.get("champion")
+def _load(champion: Record | None) -> Html:
     if not champion:
-        return Html("")
+        return Html()
     code = f"""import smallm  # makes the model known to transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -487,29 +452,24 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 prompt = tokenizer("The learning rate", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))"""
-    registered = tag("p", "In the MLflow registry: ", tag("code", champion["model_uri"]))
-    return Html(tag("pre", tag("code", code)) + registered)
+    registry = tag("p", "In the MLflow registry: ", tag("code", champion["model_uri"]))
+    return join(tag("pre", tag("code", code)), registry)
 
 
 def _page(result: Record, sections: dict[str, Html]) -> str:
-    made = result.get("smallm") or {}
-    facts = [
-        f"SmaLLM {made.get('version', NONE)}",
+    facts = (
+        f"SmaLLM {(result.get('smallm') or {}).get('version', NONE)}",
         f"source {(result.get('corpus') or {}).get('source', NONE)}",
         f"space {result.get('space', NONE)}",
-        result.get("created", ""),
-    ]
-    links = [tag("a", title, href=f"#{_anchor(title)}") for title in sections]
-    bodies = [
-        tag("section", tag("h2", title), body, id=_anchor(title))
-        for title, body in sections.items()
-    ]
+        str(result.get("created", NONE)).replace("T", " "),
+    )
+    anchors = {title: title.lower().replace(" ", "-") for title in sections}
     main = tag(
         "main",
         tag("h1", result["name"]),
-        tag("p", " · ".join(filter(None, facts)), class_="facts"),
-        tag("nav", *links),
-        *bodies,
+        tag("p", " · ".join(facts), class_="facts"),
+        tag("nav", *(tag("a", title, href=f"#{anchor}") for title, anchor in anchors.items())),
+        *(tag("section", tag("h2", k), body, id=anchors[k]) for k, body in sections.items()),
     )
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -519,25 +479,22 @@ def _page(result: Record, sections: dict[str, Html]) -> str:
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{main}</body></html>\n'
 
 
-def _anchor(title: str) -> str:
-    return title.lower().replace(" ", "-")
-
-
 CSS = """
 :root { color-scheme: light; --ink: #22282f; --soft: #5b6570; --line: #dfe3e7; --blue: #0072b2 }
 * { box-sizing: border-box }
 body { margin: 0; color: var(--ink); background: #fff;
-  font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
+  font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
 main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .8rem; padding-top: .6rem }
-h2 { border-top: 2px solid var(--line) }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 .8rem; padding-top: .6rem;
+  border-top: 2px solid var(--line) }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem }
-p, dd, li, figcaption { max-width: 46rem; overflow-wrap: anywhere }
+p, dd, li { max-width: 46rem; overflow-wrap: anywhere }
 a { color: var(--blue) }
 .facts, figcaption, small { color: var(--soft) }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem }
-.conclusion { padding: .4rem 1.2rem; border-left: 4px solid var(--blue); background: #f3f7fa }
+.conclusion { max-width: 50rem; padding: .3rem 1.2rem; background: #f3f7fa;
+  border-left: 4px solid var(--blue) }
 .headline strong { font-size: 2rem }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr));
   gap: 1.5rem 2rem; align-items: start; margin-bottom: 1.5rem }
@@ -546,16 +503,20 @@ figure svg { width: 100%; height: auto; display: block }
 figcaption { font-size: .875rem }
 .wide { overflow-x: auto; margin: .8rem 0 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  vertical-align: top; white-space: nowrap }
+th, td { padding: .3rem .6rem; text-align: left; white-space: nowrap; vertical-align: top;
+  border-bottom: 1px solid var(--line) }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line) }
-tbody th { font-weight: 500; text-align: left; position: sticky; left: 0; background: #fff }
-td:last-child { white-space: normal; min-width: 6rem }
+tbody th { font-weight: 500; position: sticky; left: 0; background: #fff }
+th small { display: block; font-weight: 400 }
+.finalists th, .finalists td, .trials td:last-child { white-space: normal }
+.trials td:last-child { min-width: 12rem }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .3rem 1.2rem }
 dt { font-weight: 600 }
 dd { margin: 0 }
 pre { padding: .8rem 1rem; overflow-x: auto; background: #f4f5f7; font-size: .85rem }
-th small { display: block; font-weight: 400 }
-@media (max-width: 600px) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
-@media print { nav { display: none } section { break-inside: auto } }
+@media (max-width: 600px) {
+  dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
+  .finalists { font-size: .85rem } th, td { padding: .3rem .4rem }
+}
+@media print { nav { display: none } }
 """

@@ -143,6 +143,7 @@ class BytePairTokenizer:
             bos_token=END,
             eos_token=END,
             clean_up_tokenization_spaces=False,
+            split_special_tokens=True,
         )
 
     def save(self, folder: Path) -> None:

@@ -121,6 +121,7 @@ class Tracker:
             if event.operation == "log"
             for metric in event.data["metrics"]
         }
+        self.ended = {event.key for event, _ in journal.events() if event.operation == "end"}
         self._sender.start()
 
     @classmethod
@@ -185,6 +186,7 @@ class Tracker:
     def end_run(self, key: str, *, status: Status, reason: str) -> None:
         """Ends a run and says why it ended."""
         self._append("end", key, status=status, reason=reason)
+        self.ended.add(key)
 
     def register_champion(self, key: str, folder: Path, *, tags: Mapping[str, str]) -> None:
         """Registers a Hugging Face folder as the champion, made by the run of that key."""

@@ -113,7 +113,7 @@ class Training:
             if milestone <= self.step:
                 continue
             start = time.perf_counter()
-            first, losses = self.step, {seed: 0.0 for seed in self.settings.training.seeds}
+            first, losses = self.step, dict.fromkeys(self.settings.training.seeds, PENALTY)
             for group in self._running():
                 losses |= self._train(group, milestone)
             self.step = milestone
@@ -138,7 +138,9 @@ class Training:
         return self._group(seed).trained(seed)
 
     def save(self, folder: Path) -> None:
-        """Writes all that is needed to go on, whole or not at all."""
+        """Writes all that is needed to go on, whole or not at all, into a new folder."""
+        if folder.exists() and any(folder.iterdir()):
+            raise SmallmError(f"{folder}: holds something already; save into a new folder")
         with whole_folder(folder) as temporary:
             state = {
                 name: tensor for group in self.groups for name, tensor in group.state().items()

@@ -1,17 +1,20 @@
 """Properties of the tape: cuts nest, nothing is on two sides, adding moves nothing."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings, TokenizerSettings
+from smallm.strata import strata, stratified_places
 from smallm.tape import Tape, build_tape, tokenize_tape
 
 RATIOS = (0.75, 0.8, 0.9)
@@ -122,6 +125,16 @@ def test_stratified_places_are_even_where_the_hash_is_not(tmp_path):
     half = tape.training(0.5).last
     assert half / len(tape) == pytest.approx(0.5, abs=0.06)
     assert lengths[:half].mean() == pytest.approx(lengths.mean(), rel=0.06)
+
+
+@given(st.integers(1, 300), st.floats(0.05, 0.95))
+@settings(max_examples=30, deadline=None)
+def test_every_stratum_has_its_share_on_each_side_to_within_a_document(count, ratio):
+    texts = numbered(count, words=12)
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    below = pd.Series(stratified_places(texts, hashes) < ratio)
+    for _, members in below.groupby([column for _, column in strata(texts).items()]):
+        assert abs(members.sum() - ratio * len(members)) <= 1 + 1e-9
 
 
 def test_a_corpus_too_small_to_split_says_how_much_is_needed(tmp_path):

@@ -48,7 +48,14 @@ def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, text, tmp_path):
     np.testing.assert_array_equal(again.encode([text])[0], tokenizer.encode([text])[0])
 
 
-@pytest.mark.parametrize("text", ["The model reads xyzzy!", " two  spaces\n\nand 日本 lines "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The model reads xyzzy!",
+        " two  spaces\n\nand 日本 lines ",
+        "a <|endoftext|> b<|unknown|> <byte 61>",
+    ],
+)
 def test_transformers_reads_the_saved_tokenizer(tokenizer, text, tmp_path):
     from transformers import AutoTokenizer
 

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from smallm.errors import SmallmError
 from smallm.scoring import score
-from smallm.settings import Settings
+from smallm.settings import CorpusSettings, Settings, TokenizerSettings
+from smallm.tape import build_tape, tokenize_tape
 from smallm.training import PENALTY, Training, schedule
 
 SMALL = Settings().replace(
@@ -74,9 +76,6 @@ def test_training_learns(bpe_tokens):
 
 
 def test_a_deterministic_language_is_learned_to_almost_no_entropy(tmp_path):
-    from smallm.settings import CorpusSettings, TokenizerSettings
-    from smallm.tape import build_tape, tokenize_tape
-
     words = " ".join(chr(97 + n % 7) * (1 + n % 7) for n in range(60))
     for number in range(300):
         (tmp_path / f"{number}.txt").write_text(f"{number * 7919} {words}")
@@ -100,6 +99,64 @@ def test_divergence_ends_a_replicate_with_a_reason_and_a_finite_penalty(bpe_toke
     assert last.mean == PENALTY
     assert all(math.isfinite(loss) for loss in last.loss.values())
     assert len(progress) == 1  # nothing left to train
+
+
+@pytest.mark.parametrize("replication", ["sequential", "stacked"])
+def test_a_replicate_that_fails_leaves_the_others_as_they_are(bpe_tokens, replication):
+    settings = SMALL.replace(replication=replication)
+    _, whole = run(settings, bpe_tokens)
+    selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
+    training = Training(settings, bpe_tokens, selection=selection)
+    progress = [next(iter(training))]
+    with torch.no_grad():
+        bias = training.groups[0].weights["bias"]
+        (bias[0] if training.stacked else bias).fill_(math.nan)
+    progress.extend(training)
+    assert progress[0].failures == {}
+    for each, expected in zip(progress[1:], whole[1:], strict=True):
+        assert "NaN" in each.failures[1]
+        assert (each.loss[1], each.bits_per_byte[1]) == (PENALTY, PENALTY)
+        assert (each.loss[2], each.bits_per_byte[2]) == (
+            expected.loss[2],
+            expected.bits_per_byte[2],
+        )
+        assert each.mean == pytest.approx((PENALTY + expected.bits_per_byte[2]) / 2)
+
+
+def test_a_folder_that_holds_something_is_not_saved_over(bpe_tokens, tmp_path):
+    training, _ = run(SMALL, bpe_tokens)
+    training.save(tmp_path / "saved")
+    with pytest.raises(SmallmError, match="new folder"):
+        training.save(tmp_path / "saved")
+
+
+def test_the_neural_model_comes_near_the_entropy_that_a_count_table_reaches(tmp_path):
+    """Each word follows from the two before it and a fair coin: log 2 nats a word."""
+    rng = np.random.default_rng(0)
+    for number in range(150):
+        chain = [int(rng.integers(9)), int(rng.integers(9))]
+        for coin in rng.integers(2, size=150):
+            chain.append((3 * chain[-1] + 2 * chain[-2] + int(coin)) % 9)
+        (tmp_path / f"{number}.txt").write_text("".join(f" {'abcdefghi'[n]}" for n in chain))
+    corpus = CorpusSettings(source="folder", path=tmp_path, near_duplicate_threshold=1.0)
+    tape = build_tape(corpus, home=tmp_path / "home")
+    kind = TokenizerSettings(tokenizer="words", vocabulary=300)
+    tokens = tokenize_tape(tape, kind, ratios=[0.75, 0.8, 0.9])
+    changes = {"tokenizer": "words", "vocabulary": 300, "window": 2, "hidden": 64, "seeds": [1]}
+    settings = SMALL.replace(**changes, training_tokens=60_000, learning_rate=0.02)
+    training, _ = run(settings, tokens)
+    selection, _ = tape.heldout([0.75, 0.8, 0.9])
+    found = score(training.trained(1), tokens, selection, window=2).metrics()["cross_entropy"]
+    counts = np.zeros((300, 300, 300))
+    stream = tokens.tokens[: tokens.span(tape.training(0.8))[1]]
+    np.add.at(counts, (stream[:-2], stream[1:-1], stream[2:]), 1)
+    heldout = tokens.tokens[slice(*tokens.span(selection))]
+    at = (heldout[:-2], heldout[1:-1], heldout[2:])
+    inside = (heldout[:-2] != 0) & (heldout[1:-1] != 0) & (heldout[2:] != 0)
+    table = -np.log(counts[at][inside] / counts.sum(2)[at[:2]][inside]).mean()
+    assert table == pytest.approx(math.log(2), rel=0.03)
+    openings = 2 * (math.log(9) - math.log(2)) / 152  # the first two words of a text are free
+    assert found == pytest.approx(table + openings, rel=0.03)
 
 
 def test_other_settings_do_not_resume(bpe_tokens, tmp_path):

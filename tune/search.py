@@ -11,6 +11,7 @@ What is distributed and how; every decision is a function of `smallm`.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -250,7 +251,7 @@ def make_tuner(ledger: Ledger, job: dict[str, Any]) -> tune.Tuner:
     )
 
 
-def trial_records(grid: tune.ResultGrid, space: Space) -> list[dict[str, Any]]:
+def trial_records(grid: tune.ResultGrid, ledger: Ledger) -> list[dict[str, Any]]:
     """All trials as the result record holds them, in the order they were suggested."""
     records = []
     for result, trial in zip(grid, grid._experiment_analysis.trials, strict=True):
@@ -262,8 +263,9 @@ def trial_records(grid: tune.ResultGrid, space: Space) -> list[dict[str, Any]]:
                 settings=trial.config["point"],
                 rows=[] if frame is None or METRIC not in frame else frame.to_dict("records"),
                 error=str(result.error) if result.error else None,
-                interrupted=trial.status != "TERMINATED",
-                seeds=space.seeds,
+                # Ray calls a trial terminated that Ctrl-C ended; only ours know better
+                interrupted=f"trial/{trial.trial_id}" not in ledger.tracker.ended,
+                seeds=ledger.space.seeds,
             )
         )
     return sorted(records, key=lambda record: int(record["number"]))
@@ -305,6 +307,9 @@ def start_ray() -> None:
     address = os.environ.get("RAY_ADDRESS")
     own = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
     try:
+        if address and ":" in address:  # Ray itself would try for minutes
+            host, port = address.rpartition("/")[2].rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         what = " ".join(str(error).split())
@@ -341,10 +346,12 @@ def run(ledger: Ledger) -> int:
         tuner = make_tuner(ledger, job)
         with ledger.display.bar:
             grid = tuner.fit()
-        trials = trial_records(grid, ledger.space)
+        trials = trial_records(grid, ledger)
         ledger.seconds["search"] = time.perf_counter() - start
         record = ledger.searched(trials, cpus=job["cpus"], gpus=job["gpus"])
-        interrupted = any(trial["status"] == "interrupted" for trial in trials)
+        interrupted = len(trials) < ledger.space.trials or any(
+            trial["status"] == "interrupted" for trial in trials
+        )
         if not interrupted:
             try:
                 confirmed = confirm(ledger, record, job)

@@ -31,9 +31,9 @@ class SmaLLMWordTokenizer(PreTrainedTokenizer):
         self._tokens = [*self.words, *BYTES]
         self._ids = {token: number for number, token in enumerate(self._tokens)}
         specials = {"bos_token": END, "eos_token": END, "unk_token": UNKNOWN}
-        super().__init__(  # type: ignore[no-untyped-call]
-            **{**specials, "clean_up_tokenization_spaces": False, **kwargs}
-        )
+        # "<|endoftext|>" in a text is text
+        options = {"clean_up_tokenization_spaces": False, "split_special_tokens": True}
+        super().__init__(**{**specials, **options, **kwargs})  # type: ignore[no-untyped-call]
 
     @property
     def vocab_size(self) -> int:
