@@ -258,12 +258,14 @@ class serving:
         (["--resume", "nothing"], "known: none"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_starts(tmp_path, capsys, arguments, words):
+def test_bad_input_is_one_line_before_anything_starts(
+    tmp_path, capsys, monkeypatch, arguments, words
+):
     from smallm.options import run_program
     from tune.search import main
 
-    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["search.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["search.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
         run_program(main)
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
