@@ -59,12 +59,16 @@ def main() -> None:
 
 
 def report(rounds: list[tuple[float, float]]) -> int:
-    """Prints medians and goals; gives the exit code."""
-    ours_, obvious_ = (statistics.median(side) for side in zip(*rounds, strict=True))
-    print(f"median {ours_:>23,.0f} {obvious_:>12,.0f}")
+    """Prints medians and goals; gives the exit code.
+
+    The obvious way counts with its best round: anything else that runs slows its two threads most.
+    """
+    own, other = zip(*rounds, strict=True)
+    print(f"median {statistics.median(own):>23,.0f} {statistics.median(other):>12,.0f}")
+    print(f"best {max(own):>25,.0f} {max(other):>12,.0f}")
     found = {
-        "tokens_per_second_vs_obvious": statistics.median(a / b for a, b in rounds),
-        "tokens_per_second_per_25000": ours_ / 25_000,
+        "tokens_per_second_vs_obvious": statistics.median(own) / max(other),
+        "tokens_per_second_per_25000": statistics.median(own) / 25_000,
     }
     for name, value in found.items():
         print(f"ratio {name} {value:.3f} goal {GOALS[name]:g}")

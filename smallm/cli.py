@@ -261,6 +261,7 @@ def report(search: str | None, as_json: bool) -> None:
     from rich.console import Console
 
     from smallm import report as reports
+    from smallm.results import sentences
 
     folder = _search_folder(search)
     result = reports.read_result(folder / "result.json")
@@ -269,7 +270,7 @@ def report(search: str | None, as_json: bool) -> None:
     reports.write_report(result, folder / "report.html")
     reports.write_leaderboard(result, folder / "leaderboard.csv")
     Console().print(reports.terminal_table(result))
-    for line in result["conclusion"]:
+    for line in sentences(result):
         click.echo(f"- {line}")
     click.echo(f"report: {folder / 'report.html'}")
     return None

@@ -22,7 +22,7 @@ from smallm import significance
 from smallm.champion import model_card
 from smallm.evaluation import KNESER_NEY
 from smallm.models import architecture
-from smallm.results import short
+from smallm.results import sentences, short
 from smallm.scoring import Scores, score
 from smallm.settings import Settings
 from smallm.tape import Slice, TokenTape
@@ -183,15 +183,16 @@ def compared(champion: Confirmed, other: Confirmed, against: str) -> dict[str, A
     """The champion against another finalist, as the result record holds it."""
     sizes = champion.replicates[0].final.bytes
     comparison = significance.compare(champion.nll, other.nll, sizes, seed=BOOTSTRAP_SEED)
+    words = significance.sentence(
+        comparison,
+        f"the champion ({champion.finalist.name})",
+        f"the {against}" + ("" if against == "default config" else f" ({other.finalist.name})"),
+    )
     return {
         "against": against,
         "difference": asdict(comparison.difference),
         "probability_of_improvement": asdict(comparison.probability_of_improvement),
-        "sentence": significance.sentence(
-            comparison,
-            f"the champion ({champion.finalist.name})",
-            f"the {against}" + ("" if against == "default config" else f" ({other.finalist.name})"),
-        ),
+        "sentence": words[0].upper() + words[1:],
     }
 
 
@@ -209,19 +210,15 @@ def reference_sentence(champion: Confirmed, references: Mapping[str, Scores]) ->
     )
 
 
-def conclude(
-    finalists: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """What the confirmation says, champion first."""
-    champion = finalists[0]
+def champion_sentence(champion: Mapping[str, Any]) -> str:
+    """Which config won, and its score on the final slice."""
     chosen = ", ".join(f"{name} {short(value)}" for name, value in champion["settings"].items())
     bits = champion["final"]["bits_per_byte"]
-    first = (
+    return (
         f"The champion is {champion['name']} ({chosen}): {bits['value']:.3f} bits per byte on the "
         f"final slice (95 % interval {bits['low']:.3f} to {bits['high']:.3f}), "
         f"mean of {len(champion['seeds'])} fresh seeds."
     )
-    return [first, *(each["sentence"][0].upper() + each["sentence"][1:] for each in comparisons)]
 
 
 def confirmation_record(
@@ -246,7 +243,7 @@ def confirmation_record(
             {"name": name, "bits_per_byte": scores.bits_per_byte, "note": "on the final slice"}
             for name, scores in references.items()
         ],
-        "conclusion": [*conclude(rows, comparisons), reference_sentence(champion, references)],
+        "conclusion": [champion_sentence(rows[0]), reference_sentence(champion, references)],
     }
 
 
@@ -289,5 +286,5 @@ def card(champion: Confirmed, record: Mapping[str, Any]) -> str:
             },
         },
         settings=champion.finalist.settings,
-        conclusion=record["conclusion"],
+        conclusion=sentences(record),
     )

@@ -205,7 +205,7 @@ class Ledger:
 
     def _print(self, record: Mapping[str, Any]) -> None:
         self.display.console.print(report.terminal_table(dict(record)))
-        for line in record["conclusion"]:
+        for line in results.sentences(record):
             self.display.console.print(f"- {line}", markup=False)
         spent = record["overhead"]
         self.say(

@@ -226,7 +226,7 @@ def _setting(result: Record, name: str) -> Plot | None:
         spreads = [trial["bits_per_byte"].get("spread") or 0.0 for trial in marks]
         at = [places[trial["id"]] for trial in marks]
         panels[marks[0] in full].errorbar(at, _means(marks), yerr=spreads, **style)
-    left_out = _focus(panels[True], _means(full)) if full else ""
+    left_out = "".join(_focus(axes, _means(full if k else early)) for k, axes in panels.items())
     figure.legend(loc="outside lower left", ncols=2)
     return _plot(figure, f"setting_{name}", "settings", _words(name, full, early) + left_out)
 
@@ -341,7 +341,7 @@ def _bars(title: str, unit: str, bars: Sequence[tuple[str, float, str]], text: s
 
 def _name_columns(axes: Axes, names: Sequence[str]) -> None:
     turn: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(names)), names, **turn if sum(map(len, names)) > 40 else {})
+    axes.set_xticks(range(len(names)), names, **turn if sum(map(len, names)) > 34 else {})
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(visible=False, axis="x")
 

@@ -290,7 +290,11 @@ def _conclusion(result: Record) -> Html:
         value, interval = _final_score(champion)
         words = f" bits per byte on the final slice, 95 % interval {interval}"
         parts.append(tag("p", tag("strong", value), words, class_="headline"))
-    parts += [tag("p", line) for line in result.get("conclusion") or _no_conclusion(result)]
+    lines = list(result.get("conclusion") or _no_conclusion(result))
+    comparisons = result.get("comparisons") or ()
+    # The conclusion may quote them, with a capital at the start.
+    lines += [s for each in comparisons if (s := each["sentence"])[1:] not in " ".join(lines)]
+    parts += [tag("p", line) for line in lines]
     rows = [
         (
             f"the {each['against']}",
@@ -298,7 +302,7 @@ def _conclusion(result: Record) -> Html:
             f"{each['probability_of_improvement']['value']:.2f} "
             f"({_span(each['probability_of_improvement'], 2)})",
         )
-        for each in result.get("comparisons") or ()
+        for each in comparisons
     ]
     header = "champion against", "ahead by, bits per byte", "probability of improvement"
     return join(tag("div", *parts, class_="conclusion"), _table(header, rows) if rows else Html())
@@ -336,7 +340,9 @@ def _finalists(result: Record, plots: Sequence[Plot]) -> Html:
         Html(),
         *(join(tag("span", each["name"]), tag("small", each["role"])) for each in finalists),
     ]
-    table = _table(header, ([title, *cells] for title, cells in rows.items()), "finalists")
+    table = _table(header, ([title, *cells] for title, cells in rows.items()))
+    if len(finalists) > 3:  # too wide to stand beside the plot
+        return join(_figures(plots, "finalists"), table)
     return _figures(plots, "finalists", table)
 
 
@@ -344,7 +350,9 @@ def _metric(final: Record, key: str) -> str:
     value = final.get(key)
     if value is None:
         return NONE
-    return f"{100 * value:.1f}" if key.startswith("top_") else f"{value:,.4g}"
+    if key.startswith("top_"):
+        return f"{100 * value:.1f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _references(result: Record, plots: Sequence[Plot]) -> Html:
@@ -367,14 +375,14 @@ def _trials(result: Record) -> Html:
     rows = [
         (
             trial["number"],
-            *(shown(trial["settings"].get(name)) for name in names),
             _mean_and_spread(trial),
             *_effort(trial),
+            *(shown(trial["settings"].get(name)) for name in names),
             ": ".join(filter(None, [roles.get(trial["id"]), _end(trial), trial.get("reason")])),
         )
         for trial in _ranked(result)
     ]
-    header = ["trial", *map(label, names), "bits per byte", "tokens", "time", "note"]
+    header = ["trial", "bits per byte", "tokens", "time", *map(label, names), "note"]
     words = "Scores on the selection slice. Trials that ended early saw fewer tokens than the "
     words += f"full budget of {tokens_shown(result['full_budget'])}: their scores do not compare."
     return join(tag("p", words), _table(header, rows, "trials"))
@@ -503,20 +511,20 @@ figure svg { width: 100%; height: auto; display: block }
 figcaption { font-size: .875rem }
 .wide { overflow-x: auto; margin: .8rem 0 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: left; white-space: nowrap; vertical-align: top;
+th, td { padding: .3rem .6rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line) }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line) }
 tbody th { font-weight: 500; position: sticky; left: 0; background: #fff }
 th small { display: block; font-weight: 400 }
-.finalists th, .finalists td, .trials td:last-child { white-space: normal }
-.trials td:last-child { min-width: 12rem }
+.trials td { white-space: nowrap }
+.trials td:last-child { white-space: normal; min-width: 12rem }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .3rem 1.2rem }
 dt { font-weight: 600 }
 dd { margin: 0 }
 pre { padding: .8rem 1rem; overflow-x: auto; background: #f4f5f7; font-size: .85rem }
 @media (max-width: 600px) {
   dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
-  .finalists { font-size: .85rem } th, td { padding: .3rem .4rem }
+  th, td { padding: .3rem .4rem }
 }
 @media print { nav { display: none } }
 """

@@ -186,6 +186,12 @@ def trial_resources(*, cpus: float, gpus: float, models_per_gpu: int = 4) -> dic
     return {"CPU": max(1, min(cpus / (gpus * models_per_gpu), 4)), "GPU": 1 / models_per_gpu}
 
 
+def sentences(record: Mapping[str, Any]) -> list[str]:
+    """The conclusion in words: the champion, its comparisons, then the rest."""
+    first, *rest = record["conclusion"] or [""]
+    return [first, *(each["sentence"] for each in record["comparisons"]), *rest]
+
+
 def short(value: object) -> str:
     """A setting's value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

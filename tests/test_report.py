@@ -72,6 +72,7 @@ def finalist(source, role, shift, rng):
                 "high": value + 0.019,
                 "per_seed": per_seed,
             },
+            "nll": 363_812.4 * value,
             "cross_entropy": 2.563 * value,
             "token_perplexity": math.exp(2.563 * value),
             "word_perplexity": math.exp(4.6 * value),
@@ -192,3 +193,337 @@ def realistic_result(seed=7):
             "model_uri": "models:/smallm@champion",
         },
     }
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: elements must nest; keeps attributes, ids and text."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def ids(self):
+        return [attrs["id"] for _, attrs in self.elements if "id" in attrs]
+
+
+def written(result, folder):
+    path = folder / "report.html"
+    write_report(result, path)
+    assert [each.name for each in folder.iterdir()] == ["report.html"]
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def result():
+    return realistic_result()
+
+
+@pytest.fixture(scope="module")
+def html(result, tmp_path_factory):
+    return written(result, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html.decode())
+
+
+@pytest.fixture(scope="module")
+def drawn(result):
+    return {plot.name: plot for plot in draw_plots(result)}
+
+
+def texts(plot):
+    """What the picture says, from its text elements."""
+    svg = ElementTree.fromstring(plot.svg)
+    return ["".join(each.itertext()) for each in svg.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_the_page_needs_no_other_file_and_no_network(html, page):
+    assert len(html) < 1_500_000
+    assert {tag for tag, _ in page.elements} & {"script", "link", "img", "iframe"} == set()
+    for _, attributes in page.elements:
+        assert not {"src", "srcset", "data"} & set(attributes)
+        links = [attributes.get("href", "#"), attributes.get("xlink:href", "#")]
+        assert all(link.startswith("#") for link in links)
+    assert not re.search(rb"@import|url\((?!#)", html)
+
+
+def test_every_link_inside_the_page_finds_its_only_target(html, page):
+    targets = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html.decode()))
+    assert len(page.ids()) == len(set(page.ids()))
+    assert targets <= set(page.ids())
+
+
+def test_the_page_says_who_won_how_surely_and_on_what(page, result):
+    champion = result["finalists"][0]["final"]["bits_per_byte"]
+    assert f"{champion['value']:.3f} bits per byte on the final slice" in page.text
+    assert f"95 % interval {champion['low']:.3f} to {champion['high']:.3f}" in page.text
+    for sentence in [*result["conclusion"], *(each["sentence"] for each in result["comparisons"])]:
+        assert sentence in page.text
+    for words in ("1.00 (0.44 to 1.00)", "18,412", "9f2c1d77ab40e3c1", "scikit-learn 1.8.1"):
+        assert words in page.text
+    for words in ("exact 2210, near 1904", "not UTF-8: 2", "torch/<b>.py", "1042, 1043, 1044"):
+        assert words in page.text
+    assert "1.12 times the least possible" in page.text
+    assert "from_pretrained(folder)" in page.text
+    assert repr(result["champion"]["folder"]) in page.text
+
+
+def test_the_trial_table_holds_every_trial_with_the_reason_of_its_end(page, result):
+    for each in result["trials"]:
+        assert each["reason"] in page.text
+        if each["bits_per_byte"]:
+            assert f"{each['bits_per_byte']['mean']:.3f} ± 0.006" in page.text
+
+
+def test_a_sentence_that_the_conclusion_quotes_is_not_said_twice(result, tmp_path):
+    sentence = result["comparisons"][0]["sentence"]
+    quoted = {**small(result), "conclusion": ["T" + sentence[1:]]}
+    assert Page(written(quoted, tmp_path).decode()).text.count(sentence[1:]) == 1
+
+
+def test_the_same_record_gives_the_same_bytes_in_another_process_without_pyplot(html, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(realistic_result()))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom smallm import report\n"
+        "assert 'matplotlib' not in sys.modules\nfolder = Path(sys.argv[1])\n"
+        "record = report.read_result(folder / 'result.json')\n"
+        "report.write_report(record, folder / 'report.html')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+    again = (tmp_path / "report.html").read_bytes()
+    assert hashlib.sha256(again).hexdigest() == hashlib.sha256(html).hexdigest()
+
+
+def test_drawing_leaves_matplotlibs_settings_alone(result):
+    before = dict(mpl.rcParams)
+    draw_plots(small(result))
+    assert dict(mpl.rcParams) == before
+
+
+def test_each_plot_has_title_caption_alternative_text_and_axes_with_units(drawn):
+    assert list(drawn) == [
+        "finalist_seeds",
+        "reference_models",
+        "learning_curves",
+        "importance",
+        *(f"setting_{name}" for name in SEARCHED),
+    ]
+    for plot in drawn.values():
+        svg = ElementTree.fromstring(plot.svg)
+        assert svg.get("role") == "img"
+        assert svg.get("aria-label") == f"{plot.title}. {plot.caption}"
+        assert plot.title in texts(plot)
+        assert any("bits per byte" in text or "(%)" in text for text in texts(plot))
+        assert plot.caption.endswith(".")
+    assert "learning rate (logarithmic)" in texts(drawn["setting_learning_rate"])
+    assert "training tokens" in texts(drawn["learning_curves"])
+
+
+def test_trials_short_of_the_full_budget_are_marked_apart_with_their_tokens(drawn, result):
+    scored = [each for each in result["trials"] if each["bits_per_byte"]]
+    full = [each for each in scored if at_full_budget(each, result)]
+    early = [each for each in scored if each not in full]
+    assert {each["tokens"] for each in early} == {200_000, 400_000}
+    for marks, style in plots._marked(result, full, early):
+        hollow = style.get("mfc") == "white"
+        assert all(hollow != at_full_budget(each, result) for each in marks)
+        assert {tokens_shown(each["tokens"]) in style["label"] for each in marks} <= {True} or (
+            style["label"] == "champion's trial"
+        )
+    for name in SEARCHED:
+        words = texts(drawn[f"setting_{name}"])
+        assert {"only 200 k tokens", "only 400 k tokens", "full budget, 1 M tokens"} <= set(words)
+        assert "ended early" in words
+
+
+def test_a_far_outlier_is_cut_off_and_said(result):
+    wild = small(result)
+    last = wild["trials"][0]
+    wild["trials"] = [{**last, "id": "wild", "bits_per_byte": {"mean": 19.5}}, *wild["trials"]]
+    plot = draw_plots(wild)[-1]
+    assert plot.caption.endswith("1 value lies beyond the edge, the worst at 19.500.")
+    assert "20" not in texts(plot)
+
+
+NASTY = '<script>alert("1")</script> & $x_{$ [red]'
+
+
+def small(result, **changes):
+    """The record with one searched setting: quick to draw."""
+    return {**result, "searched": ["activation"], **changes}
+
+
+def test_foreign_text_is_escaped_everywhere(result, tmp_path):
+    nasty = json.loads(json.dumps(small(result)))
+    nasty["name"] = nasty["space"] = nasty["corpus"]["source"] = NASTY
+    nasty["searched"] = [NASTY]
+    nasty["conclusion"] = [NASTY]
+    nasty["importance"] = {NASTY: 1.0}
+    nasty["corpus"]["dropped"] = {NASTY: {"count": 1, "places": [NASTY, "bad \udcff name"]}}
+    nasty["references"][0] |= {"name": NASTY, "note": NASTY}
+    nasty["champion"]["folder"] = NASTY
+    for number, each in enumerate(nasty["trials"]):
+        each |= {"reason": NASTY, "settings": {NASTY: f"{NASTY}{number % 3}"}}
+    for each in nasty["finalists"]:
+        each |= {"name": NASTY, "settings": {NASTY: NASTY}}
+    content = written(nasty, tmp_path)
+    page = Page(content.decode())
+    assert b"<script" not in content
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert page.text.count(NASTY) > 30
+    printed = terminal(nasty, 120)
+    assert "[red]" in printed
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ({"finalists": [], "champion": None, "conclusion": []}, "Best so far, unconfirmed: trial"),
+        ({"finalists": [], "conclusion": [], "trials": []}, "No trial has a score."),
+        ({"importance": None, "intraclass_correlation": None, "comparisons": []}, "Finalists"),
+        ({"corpus": {}, "hardware": {}, "seconds": {}, "overhead": {}}, "Full budget"),
+        ({"references": [], "replication_advice": "", "settings": {}, "seeds": []}, "All trials"),
+    ],
+)
+def test_parts_that_an_interrupted_search_lacks_are_left_out(result, tmp_path, missing, words):
+    emptied = small(result, **missing)
+    absent = {key: value for key, value in small(result).items() if key not in missing} | {
+        key: [] for key in missing if key == "trials"
+    }
+    for record in (emptied, absent):
+        folder = tmp_path / str(record is emptied)
+        folder.mkdir()
+        assert words in Page(written(record, folder).decode()).text
+        assert terminal(record, 80)
+        assert len(leaderboard(record)) == len(record["trials"])
+
+
+def test_a_search_of_failed_or_early_trials_only_is_reported(result, tmp_path):
+    early = [each for each in result["trials"] if each["status"] != "completed"]
+    record = small(result, trials=early, finalists=[], champion=None, conclusion=[])
+    assert "Best so far, unconfirmed: trial 4 with" in Page(written(record, tmp_path).decode()).text
+    failed = small(record, trials=[each for each in early if each["status"] == "failed"])
+    assert [plot.name for plot in draw_plots(failed)] == [
+        "reference_models",
+        "learning_curves",
+        "importance",
+    ]
+
+
+def terminal(result, width):
+    console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=True)
+    console.print(terminal_table(result))
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_tables_fit_mark_the_champion_and_need_no_emoji(result, width):
+    printed = terminal(result, width)
+    assert max(map(len, printed.splitlines())) <= width
+    assert all(ord(letter) < 0x2600 for letter in printed)
+    champion = result["finalists"][0]
+    interval = champion["final"]["bits_per_byte"]
+    lines = [line.split() for line in printed.splitlines() if "champion" in line]
+    assert " ".join(lines[0]) == (
+        f"{champion['name']} champion {interval['value']:.3f} "
+        f"{interval['low']:.3f} to {interval['high']:.3f} 3"
+    )
+    assert lines[1][0] == champion["name"].split()[1]
+    assert lines[1][-4:-1] == ["M", "52", "s"]
+    assert {"stopped", "failed", "interrupted"} <= set(printed.split())
+
+
+def test_a_long_search_is_cut_in_the_terminal_and_says_so(result):
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console.print(terminal_table(result, rows=5))
+    printed = console.export_text()
+    assert "and 7 more trials in report.html and leaderboard.csv" in printed
+    assert "failed" not in printed
+
+
+def test_the_leaderboard_ranks_finalists_then_full_budgets_then_the_rest(result, tmp_path):
+    write_leaderboard(result, tmp_path / "leaderboard.csv")
+    with open(tmp_path / "leaderboard.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["role"] for row in rows[:3]] == ["champion", "runner-up", "default"]
+    assert {row["trial"] for row in rows} == {each["id"] for each in result["trials"]}
+    full = [float(row["bits_per_byte"]) for row in rows[3:] if row["full_budget"] == "True"]
+    assert full == sorted(full)
+    tokens = [int(row["tokens"]) for row in rows if row["status"] != "failed"]
+    assert tokens == sorted(tokens, reverse=True)
+    assert rows[-1]["status"] == "failed"
+    assert rows[-1]["bits_per_byte"] == ""
+    final = result["finalists"][0]["final"]
+    assert float(rows[0]["final_bits_per_byte_low"]) == final["bits_per_byte"]["low"]
+    assert float(rows[0]["final_top_10"]) == final["top_10"]
+    assert rows[0]["parameters"] == "1204352"
+
+
+def test_a_default_config_that_was_no_trial_has_a_row_of_its_own(result):
+    default = {**result["finalists"][2], "trial": None, "name": "the default config"}
+    board = leaderboard({**result, "finalists": [*result["finalists"][:2], default]})
+    assert len(board) == len(result["trials"]) + 1
+    assert board.iloc[-1]["role"] == "default"
+    assert board.iloc[-1]["activation"] == default["settings"]["activation"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "is not the result of a search"),
+        ('{"schema": 1}', "is not the result of a search"),
+        ('{"schema": 2, "trials": []}', "has schema 2; this smallm reads 1"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path, content, words):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(SmallmError, match=re.escape(words)) as error:
+        read_result(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [(0, "0"), (999, "999"), (1_000, "1 k"), (999_600, "1 M"), (1_250_000, "1.25 M"), (2e9, "2 G")],
+)
+def test_tokens_are_written_with_three_digits(tokens, words):
+    assert tokens_shown(tokens) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0027163, "0.00272"), (True, "yes"), (None, "none"), (512, "512"), ("relu2", "relu2")],
+)
+def test_values_of_settings_are_written_for_people(value, words):
+    assert shown(value) == words
