@@ -210,7 +210,8 @@ class Ledger:
         spent = record["overhead"]
         self.say(
             f"search and confirmation took {spent['wall']:.1f} s for {spent['trials']:.1f} s of "
-            f"training and scoring on {spent['concurrent']} slots: overhead {spent['ratio']:.2f}"
+            f"training and scoring on {spent['concurrent']} slots: overhead "
+            + ("unknown" if spent["ratio"] is None else f"{spent['ratio']:.2f}")
         )
         self.say(f"report: {self.folder / 'report.html'}")
 

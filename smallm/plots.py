@@ -376,7 +376,7 @@ def _focus(axes: Axes, values: list[float]) -> str:
 
 
 def _plot(figure: Figure, name: str, section: str, caption: str) -> Plot:
-    text = StringIO()
+    name, text = re.sub(r"\W+", "_", name), StringIO()
     figure.savefig(
         text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )

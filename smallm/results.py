@@ -162,13 +162,13 @@ def corpus_record(tape: Tape, ratios: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def overhead(*, wall: float, trials: float, concurrent: int) -> dict[str, float]:
+def overhead(*, wall: float, trials: float, concurrent: int) -> dict[str, float | None]:
     """How much longer the search took than its trials' own work, spread over the slots."""
     return {
         "wall": wall,
         "trials": trials,
         "concurrent": concurrent,
-        "ratio": wall / (trials / concurrent) if trials else math.inf,
+        "ratio": wall / (trials / concurrent) if trials else None,
     }
 
 
