@@ -445,7 +445,7 @@ def _measured(result: Record) -> Html:
 def _overhead(spent: Record) -> str:
     return (
         f"{_duration(spent['wall'])} for {_duration(spent['trials'])} of training and scoring, "
-        f"{spent['concurrent']} at a time: {spent['ratio']:.2f} times the least possible"
+        f"{spent['concurrent']} at a time: {shown(spent['ratio'])} times the least possible"
     )
 
 

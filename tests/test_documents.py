@@ -3,11 +3,18 @@
 import csv
 import json
 import os
+import shutil
+import tempfile
+import tracemalloc
+from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from smallm.documents import SOURCES, Dropped, source
-from smallm.documents.packages import read_packages
+from smallm.documents import SOURCES, Dropped, files, source
+from smallm.documents.packages import PACKAGES, read_packages
+from smallm.documents.prose import paragraphs
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
@@ -100,12 +107,126 @@ def test_what_cannot_be_used_is_counted_and_named(tmp_path):
     }
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_an_unreadable_file_is_counted(tmp_path):
-    (tmp_path / "secret.txt").write_text("secret")
-    (tmp_path / "secret.txt").chmod(0)
-    _, dropped = read_folder(tmp_path)
-    assert dropped == {"unreadable file (Permission denied)": 1}
+def test_what_may_not_be_read_is_counted():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "secret.txt").write_text("secret")
+        (folder / "secret.txt").chmod(0)
+        (folder / "closed").mkdir(mode=0)
+        if os.getuid() == 0:
+            os.seteuid(65534)  # root reads everything
+        try:
+            documents, dropped = read_folder(folder)
+        finally:
+            os.seteuid(os.getuid())
+    assert not documents
+    assert dropped == {
+        "unreadable file (Permission denied)": 1,
+        "unreadable folder (Permission denied)": 1,
+    }
+
+
+def test_utf_8_with_a_damaged_byte_stays_utf_8(tmp_path):
+    (tmp_path / "a.txt").write_bytes(FRENCH.encode() + b"\xe9" + b" fin")
+    (document,), dropped = read_folder(tmp_path)
+    assert document.text == f"{FRENCH}\ufffd fin"
+    assert dropped == {"bytes outside the file's encoding, replaced": 1}
+
+
+def test_the_encoding_is_that_of_the_whole_file_not_of_its_beginning(tmp_path):
+    (tmp_path / "late.txt").write_bytes(b"Plain words. " * 20_000 + FRENCH.encode("cp1252"))
+    (tmp_path / "late_binary.txt").write_bytes(b"Plain words. " * 20_000 + b"\0\1\2")
+    documents, dropped = read_folder(tmp_path)
+    assert documents[-1].text.endswith(FRENCH)
+    assert {each.id.partition("#")[0] for each in documents} == {"late.txt"}
+    assert dropped == {"binary file": 1}
+
+
+def test_inline_tags_do_not_end_a_line_and_blocks_do(tmp_path):
+    (tmp_path / "a.html").write_text(
+        "<title>No</title><p>A <b>bo</b>ld\nmove &amp; more.<br>Next<div>x<p>y</p>z</div><td>1<td>2"
+    )
+    (document,), _ = read_folder(tmp_path)
+    assert document.text == "A bold move & more.\nNext\nx\ny\nz\n12"
+
+
+def test_markdown_code_never_becomes_prose_however_long_it_is(tmp_path):
+    code = "x = f(1)\n\n" * 3_000
+    (tmp_path / "a.md").write_text(
+        f"---\ntitle: no\n---\n\nBefore [it][1].\n\n```python\n{code}```\n\n    indented()\n\n"
+        f"| a | b |\n|---|---|\n| 1 | 2 |\n\n* item &amp; *more*\n\n~~~\n{code}~~~\nAfter.\n\n"
+        "[1]: https://example.com\n"
+    )
+    (document,), _ = read_folder(tmp_path)
+    assert document.text == "Before it.\n\nitem & more\n\nAfter."
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_of_a_csv_file_is_found(tmp_path, delimiter):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([["n", "text"], [1, "one, two; three|x"]])
+    (document,), dropped = read_folder(tmp_path)
+    assert document.text == "one, two; three|x"
+    assert not dropped
+
+
+def test_json_that_is_too_deep_or_too_long_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_LINE", 300_000)
+    long = json.dumps({"text": "x" * 1_000_000})
+    (tmp_path / "a.jsonl").write_text(f'{"[" * 200_000}\n{long}\n{{"text": "fine"}}\n')
+    (document,), dropped = read_folder(tmp_path)
+    assert document.text == "fine"
+    assert dropped == {"line that is not JSON": 1, "line over 300,000 characters": 1}
+
+
+def test_a_csv_field_that_is_too_long_ends_its_file_with_a_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST_LINE", 1_000)
+    rows = "".join(f"line {number}\n" for number in range(500))
+    (tmp_path / "a.csv").write_text(f'text\nfine\n"never closed\n{rows}')
+    (document,), dropped = read_folder(tmp_path)
+    assert document.text == "fine"
+    assert dropped == {"rest of a CSV file (field larger than field limit (1000))": 1}
+
+
+def test_links_are_followed_once_and_loops_end(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "inside").mkdir(parents=True)
+    (folder / "inside" / "a.txt").write_text("inside")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("elsewhere")
+    (folder / "loop").symlink_to(folder)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    documents, dropped = read_folder(folder)
+    assert [each.id for each in documents] == ["inside/a.txt#0", "linked/b.txt#0"]
+    assert dropped == {"folder already read under another name": 1}
+
+
+def test_a_file_name_of_any_bytes_gives_an_id_that_utf_8_holds(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xe4me.txt")).write_text("text")
+    (document,), _ = read_folder(tmp_path)
+    assert document.id == "n\ufffdme.txt#0"
+    source("folder").fingerprint(CorpusSettings(source="folder", path=tmp_path))
+
+
+def test_a_huge_file_is_read_in_little_memory(tmp_path):
+    line = "One line of text of a huge file as it comes. " * 4 + "\n"
+    size = 8_000_000
+    for name, head, row in (
+        ("a.txt", "", line),
+        ("b.csv", "text\n", line),
+        ("c.jsonl", "", json.dumps({"text": line}) + "\n"),
+    ):
+        (tmp_path / name).write_text(head + row * (size // len(row)))
+    tracemalloc.start()
+    settings = CorpusSettings(source="folder", path=tmp_path)
+    characters = sum(
+        len(each.text) for each in source("folder").read(settings, Dropped(), workers=1)
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert characters > 2.7 * size
+    assert peak < 2_000_000
 
 
 def test_a_long_text_is_cut_without_loss(tmp_path):
@@ -168,6 +289,62 @@ def test_a_dataset_folder_is_streamed(tmp_path):
         read_hub(tmp_path, dataset_split="nosuch")
 
 
+def test_a_parquet_dataset_counts_what_is_no_text(tmp_path):
+    table = pyarrow.table({"text": ["one", None, "", "two 🎉"], "n": [1, 2, 3, 4]})
+    pyarrow.parquet.write_table(table, tmp_path / "test-0.parquet")
+    documents, dropped = read_hub(tmp_path, dataset_split="test")
+    assert [each.text for each in documents] == ["one", "two 🎉"]
+    assert dropped == {"row whose 'text' is no text": 1, "empty text": 1}
+    with pytest.raises(SmallmError, match=r"Bad split: train. Available splits: \['test'\]"):
+        read_hub(tmp_path)
+    with pytest.raises(SmallmError, match="'other' not found"):
+        read_hub(tmp_path, dataset_split="test", dataset_config="other")
+
+
+def test_a_broken_dataset_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.parquet").write_bytes(b"not parquet at all")
+    for folder in ("empty", "broken"):
+        with pytest.raises(SmallmError) as caught:
+            read_hub(tmp_path / folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_in_the_cache_is_read_when_the_hub_is_off(tmp_path, monkeypatch):
+    from datasets.packaged_modules.json.json import Json
+
+    (tmp_path / "a.jsonl").write_text('{"text": "cached"}\n')
+    built = Json(
+        cache_dir=str(tmp_path),
+        dataset_name="something",
+        hash="abc123",
+        data_files={"train": [str(tmp_path / "a.jsonl")]},
+    )
+    built.download_and_prepare()
+    place = tmp_path / "cache" / "somebody___something" / "default" / "0.0.0" / "abc123"
+    shutil.move(built.cache_dir, place)
+    info = json.loads((place / "dataset_info.json").read_text())
+    (place / "dataset_info.json").write_text(json.dumps({**info, "config_name": "default"}))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings = CorpusSettings(source="hub", dataset="somebody/something")
+    assert source("hub").fingerprint(settings)["revision"] == "cached abc123"
+    (document,), _ = read_hub("somebody/something")
+    assert document.text == "cached"
+
+
+def test_a_hub_that_refuses_the_connection_is_one_line(monkeypatch, free_port):
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    api = huggingface_hub.HfApi(endpoint=f"http://127.0.0.1:{free_port}")
+    monkeypatch.setattr("huggingface_hub.dataset_info", api.dataset_info)
+    with pytest.raises(SmallmError, match=r"cannot be reached .*HF_HUB_OFFLINE"):
+        source("hub").fingerprint(CorpusSettings(source="hub", dataset="somebody/something"))
+
+
 def test_an_unreachable_hub_is_one_line():
     settings = CorpusSettings(source="hub", dataset="somebody/something")
     with pytest.raises(SmallmError, match="cannot be reached"):
@@ -176,6 +353,196 @@ def test_an_unreachable_hub_is_one_line():
 
 def test_every_source_describes_itself():
     assert all(source(name).describe() for name in SOURCES)
+
+
+NUMPYDOC = """Compute the mean of the values.
+
+    The mean is taken with :func:`numpy.mean` over `axis`, see [1]_ for
+    the reason.
+
+    .. versionadded:: 1.2
+
+    .. note:: Only ``float`` arrays are
+       supported by this function.
+
+    .. math:: \\frac{a}{b}
+
+    Parameters
+    ----------
+    values : array_like
+        The values to be averaged, of any shape.
+    axis : int, optional
+        Axis along which to work. Default is 0.
+    short : int
+        no whole sentence
+
+    See Also
+    --------
+    median : Compute the median of all the values.
+
+    Notes
+    -----
+    Where :math:`\\alpha \\leq 1` holds, the result is **exact**. The old way was::
+
+        mean(x) is slow. Do not use it here.
+
+    ======  =====
+    Name    Value
+    ======  =====
+    a       One value that is long.
+    ======  =====
+
+    References
+    ----------
+    .. [1] Somebody, "A paper about means", Journal of Means, 1999.
+
+    Examples
+    --------
+    >>> mean([1, 2])
+    1.5
+
+    The mean of an empty list is not defined.
+    """
+GOOGLE = """mean(values, axis=0) -> Tensor
+
+    Computes the mean of :attr:`values` along a `dimension <https://x.y/z>`_.
+
+    Args:
+        values (Tensor, optional): The values to be averaged, with a
+            line that goes on.
+        axis (`int`, *optional*, defaults to `0`):
+            Axis along which to work here.
+
+            .. warning::
+                Other axes are not supported yet.
+
+        last (dict[str, int]): The last argument of the function.
+
+    Returns:
+        Tensor: The average of the given values.
+
+    Example::
+
+        >>> mean(x)
+
+    ```python
+    It is code. All of it is code.
+    ```
+
+    <Tip>
+
+    Read [`~models.Bert`] and [the guide](https://a.b/c) first.
+
+    </Tip>
+    """
+REST = """Send a message to the other side.
+
+    :param str to: The person that gets the message.
+    :type to: str
+    :returns: The number of the message sent.
+
+    - The first item of the list is whole.
+    - The second one goes on
+      in a second line.
+
+    Look at https://example.com for the rest of it. This sentence stays here.
+
+    Licensed under the Apache License, version 2.0, for all of you.
+    """
+
+
+def test_numpydoc_leaves_its_prose():
+    assert paragraphs(NUMPYDOC) == [
+        "Compute the mean of the values.",
+        "The mean is taken with numpy.mean over axis, see [1] for the reason.",
+        "Only float arrays are supported by this function.",
+        "The values to be averaged, of any shape.",
+        "Axis along which to work. Default is 0.",
+        "Where \N{GREEK SMALL LETTER ALPHA} ≤ 1 holds, the result is exact.",
+        "The mean of an empty list is not defined.",
+    ]
+
+
+def test_google_style_leaves_its_prose():
+    assert paragraphs(GOOGLE) == [
+        "Computes the mean of values along a dimension.",
+        "The values to be averaged, with a line that goes on.",
+        "Axis along which to work here.",
+        "Other axes are not supported yet.",
+        "The last argument of the function.",
+        "The average of the given values.",
+        "Read Bert and the guide first.",
+    ]
+
+
+def test_rest_style_leaves_its_prose():
+    assert paragraphs(REST) == [
+        "Send a message to the other side.",
+        "The person that gets the message.",
+        "The number of the message sent.",
+        "The first item of the list is whole.",
+        "The second one goes on in a second line.",
+        "This sentence stays here.",
+    ]
+
+
+def prose(topic):
+    return f"This sentence tells a little about {topic}. " * 6
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with one file of each kind that matters."""
+    folder = tmp_path / "madeup"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "__init__.py").write_text(f'"""{prose("modules")}"""\nraise SystemExit("imported")\n')
+    (folder / "calls.py").write_text(
+        f'add_docstr(torch.abs,\n    r"""\n{prose("calls")}\n""")\n'
+        f'@auto_docstring(custom_intro="""\n    {prose("decorators")}""")\n'
+        f'class Thing:\n    """{prose("classes")}"""\n    def method(self):\n'
+        f'        """{prose("methods")}"""\n'
+        f'def short():\n    """Does it."""\n'
+        f'def again():\n    """{prose("again")}\n\n    {prose("classes")}"""\n'
+    )
+    (folder / "guide.rst").write_text(f"Title\n=====\n\n{prose('guides')}\n")
+    (folder / "old.py").write_text('print "Python 2"; """docs"""\n')
+    (folder / "odd.py").write_bytes(b'# coding: ascii\n"""\xff docs"""\n')
+    (folder / "tests" / "test_it.py").write_text(f'"""{prose("tests")}"""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    return "madeup"
+
+
+def test_a_package_is_parsed_and_never_imported(package):
+    dropped = Dropped()
+    documents = list(read_packages([package, "not_there"], dropped, workers=1))
+    assert {each.id: each.text for each in documents} == {
+        "madeup/__init__.py": prose("modules").strip(),
+        "madeup/calls.py:torch.abs": prose("calls").strip(),
+        "madeup/calls.py:Thing": "\n\n".join(
+            prose(topic).strip() for topic in ("decorators", "classes", "methods")
+        ),
+        "madeup/calls.py:again": prose("again").strip(),
+        "madeup/guide.rst": prose("guides").strip(),
+    }
+    assert dict(dropped.counts) == {
+        "file that does not parse": 2,
+        "less than 200 characters of prose": 1,
+        "package not installed": 1,
+        "repeated paragraph": 1,
+    }
+
+
+def test_several_workers_give_the_same_documents_in_the_same_order(package):
+    one, two = Dropped(), Dropped()
+    alone = list(read_packages([package], one, workers=1))
+    together = list(read_packages([package], two, workers=2))
+    assert together == alone
+    assert two.as_dict() == one.as_dict()
+
+
+def test_the_fingerprint_of_the_packages_is_their_versions():
+    versions = source("docs").fingerprint(CorpusSettings())
+    assert set(versions) == set(PACKAGES)
 
 
 def test_prose_of_an_installed_package_is_clean():

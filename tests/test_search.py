@@ -177,6 +177,7 @@ def test_actors_are_reused_and_no_state_leaks_between_trials(place):
     same = same.replace(
         "learning_rate: {low: 0.001, high: 0.02, log: true}", "clip: {choices: [1.0]}"
     )
+    same = same.replace("window: 4,", "window: 4, replication: sequential,")  # auto measures
     (place / "same.yaml").write_text(same)
     finish(start(place, "--space", "same.yaml"))
     _, result = only_search(place)

@@ -6,30 +6,27 @@ into documents at paragraph ends: otherwise one huge file could not have a held-
 
 from __future__ import annotations
 
-import codecs
 import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
-
-import charset_normalizer
+from typing import IO
 
 from smallm.documents import Document, Dropped
+from smallm.documents.encodings import encoding_of
+from smallm.documents.markup import FRONT_MATTER, html_prose, markdown_prose, without_fences
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
 PIECE = 8_000  # characters of a document cut from a longer text
+MARKDOWN_PIECE = 2**20  # parsed at once
 BLOCK = 65_536
 LARGEST_HTML = 32 * 2**20  # parsed whole
-LARGEST_FIELD = 64 * 2**20
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+LARGEST_LINE = 64 * 2**20  # of JSON lines or CSV, and the largest field
+COLUMNS_SHOWN = 20
 
 
 def describe() -> str:
@@ -39,12 +36,14 @@ def describe() -> str:
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     """Every file's path with its size and time of change."""
+    root = _root(settings)
     content = hashlib.sha256()
-    files = _files(_root(settings), Dropped())
+    files = _files(root, Dropped())
     for path in files:
         status = path.stat()
-        content.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return {"path": str(_root(settings)), "files": str(len(files)), "state": content.hexdigest()}
+        content.update(os.fsencode(path))
+        content.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
+    return {"path": _shown(root), "files": str(len(files)), "state": content.hexdigest()}
 
 
 def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
@@ -53,7 +52,7 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
     columns = _Columns(settings.text_field)
     found = False
     for path in _files(root, dropped):
-        name = path.relative_to(root if root.is_dir() else root.parent).as_posix()
+        name = _shown(path.relative_to(root if root.is_dir() else root.parent))
         for number, text in enumerate(_texts(path, name, columns, dropped)):
             if not text.strip():
                 dropped.add("empty text", name)
@@ -62,8 +61,8 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
             yield Document(f"{name}#{number}", "folder", _unicode(text, name, dropped))
     if columns.missing and not found:
         raise SmallmError(
-            f"{root}: no record has a text column {settings.text_field!r}; "
-            f"columns found: {', '.join(sorted(columns.missing)) or 'none'}"
+            f"{_shown(root)}: no record has a text column {settings.text_field!r}; "
+            f"columns found: {', '.join(sorted(columns.missing)[:COLUMNS_SHOWN])}"
         )
 
 
@@ -74,18 +73,18 @@ class _Columns:
         self.wanted = wanted
         self.missing: set[str] = set()
 
-    def text(self, record: object, name: str, place: str, dropped: Dropped) -> str | None:
+    def text(self, record: object, place: str, dropped: Dropped) -> str | None:
         """The text of a record; None, counted, when it has none."""
         if not isinstance(record, dict):
-            dropped.add("record that is no object", f"{name}:{place}")
+            dropped.add("record that is no object", place)
             return None
         if self.wanted not in record:
             self.missing |= {str(each) for each in record}
-            dropped.add(f"record without a column {self.wanted!r}", f"{name}:{place}")
+            dropped.add(f"record without a column {self.wanted!r}", place)
             return None
         value = record[self.wanted]
         if not isinstance(value, str):
-            dropped.add(f"record whose {self.wanted!r} is no text", f"{name}:{place}")
+            dropped.add(f"record whose {self.wanted!r} is no text", place)
             return None
         return value
 
@@ -95,26 +94,45 @@ def _root(settings: CorpusSettings) -> Path:
         raise SmallmError("source 'folder' needs --path, a file or a folder")
     root = settings.path.expanduser().resolve()
     if not root.exists():
-        raise SmallmError(f"{root}: does not exist")
+        raise SmallmError(f"{_shown(root)}: does not exist")
     return root
 
 
+def _shown(path: str | Path) -> str:
+    """A path as UTF-8 can hold it, whatever bytes the name is made of."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "replace")
+
+
 def _files(root: Path, dropped: Dropped) -> list[Path]:
+    """All files below a folder, also behind links to folders, each folder once."""
     if root.is_file():
         return [root]
     found = []
-    for folder, folders, names in os.walk(root):
+    seen = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_counter(dropped)):
+        if os.path.realpath(folder) in seen:
+            dropped.add("folder already read under another name", _shown(folder))
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
         for hidden in [each for each in folders if each.startswith(".")]:
-            dropped.add("hidden folder", str(Path(folder, hidden)))
+            dropped.add("hidden folder", _shown(Path(folder, hidden)))
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         for name in names:
             if name.startswith("."):
-                dropped.add("hidden file", str(Path(folder, name)))
+                dropped.add("hidden file", _shown(Path(folder, name)))
             elif Path(folder, name).is_file():
                 found.append(Path(folder, name))
             else:
-                dropped.add("neither file nor folder", str(Path(folder, name)))
+                dropped.add("neither file nor folder", _shown(Path(folder, name)))
     return sorted(found)
+
+
+def _counter(dropped: Dropped) -> Callable[[OSError], None]:
+    def count(error: OSError) -> None:
+        dropped.add(f"unreadable folder ({error.strerror})", _shown(str(error.filename)))
+
+    return count
 
 
 def _texts(path: Path, name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
@@ -124,44 +142,17 @@ def _texts(path: Path, name: str, columns: _Columns, dropped: Dropped) -> Iterat
         dropped.add(f"unknown kind of file {path.suffix or '(no suffix)'}", name)
         return
     try:
-        encoding = _encoding(path)
+        if not path.stat().st_size:
+            dropped.add("empty file", name)
+            return
+        encoding = encoding_of(path)
         if encoding is None:
             dropped.add("binary file", name)
-        elif encoding == "empty":
-            dropped.add("empty file", name)
-        else:
-            with path.open(encoding=encoding, errors="replace", newline="") as file:
-                yield from reader(file, name, columns, dropped)
+            return
+        with path.open(encoding=encoding, errors="replace", newline="") as file:
+            yield from reader(file, name, columns, dropped)
     except OSError as error:
-        dropped.add(f"unreadable file ({os.strerror(error.errno or 0)})", name)
-
-
-def _encoding(path: Path) -> str | None:
-    """The encoding of a file, from its first block; None for binary ones."""
-    with path.open("rb") as file:
-        sample = file.read(BLOCK)
-    if not sample:
-        return "empty"
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if sample.startswith(mark):
-            return encoding
-    if b"\0" in sample:
-        return None
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-    except UnicodeDecodeError:
-        return _guessed(sample)
-    return "utf-8"
-
-
-def _guessed(sample: bytes) -> str | None:
-    """The likeliest old encoding; among about equal ones the most common, cp1252."""
-    guesses = charset_normalizer.from_bytes(sample)
-    best = guesses.best()
-    if best is None:
-        return None
-    near = {guess.encoding for guess in guesses if guess.chaos < best.chaos + 0.05}
-    return "cp1252" if "cp1252" in near else best.encoding
+        dropped.add(f"unreadable file ({error.strerror})", name)
 
 
 def _unicode(text: str, name: str, dropped: Dropped) -> str:
@@ -176,86 +167,100 @@ def _unicode(text: str, name: str, dropped: Dropped) -> str:
     return text
 
 
-def _plain(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
+def _pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
+    """A text that comes in blocks, cut into pieces of at most `size` that together are the text."""
     buffer = ""
-    while block := file.read(BLOCK):
+    for block in blocks:
         buffer += block
-        while len(buffer) > 2 * PIECE:
-            cut = _cut(buffer)
+        while len(buffer) > 2 * size:
+            cut = _cut(buffer, size)
             yield buffer[:cut]
             buffer = buffer[cut:]
     while buffer:
-        cut = _cut(buffer) if len(buffer) > PIECE else len(buffer)
+        cut = _cut(buffer, size) if len(buffer) > size else len(buffer)
         yield buffer[:cut]
         buffer = buffer[cut:]
 
 
-def _cut(text: str) -> int:
+def _cut(text: str, size: int) -> int:
     """Where a document may end: after a paragraph, a line or a word, in this order."""
     for end in ("\n\n", "\r\n\r\n", "\n", " "):
-        place = text.rfind(end, PIECE // 2, PIECE)
+        place = text.rfind(end, size // 2, size)
         if place >= 0:
             return place + len(end)
-    return PIECE
+    return size
+
+
+def _plain(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
+    return _pieces(iter(lambda: file.read(BLOCK), ""))
 
 
 def _markdown(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
-    from markdown_it import MarkdownIt
-
-    parser = MarkdownIt("commonmark").enable("table")
-    for piece in _plain(file, name, columns, dropped):
-        inline = (token for token in parser.parse(piece) if token.type == "inline")
-        yield "\n\n".join(_prose(token.children or []) for token in inline)
-
-
-def _prose(children: list[Any]) -> str:
-    kinds = {"softbreak": " ", "hardbreak": "\n"}
-    kept = ("text", "code_inline", "softbreak", "hardbreak")
-    return "".join(kinds.get(child.type, child.content) for child in children if child.type in kept)
+    lines = without_fences(line for _, line in _lines(file, name, dropped))
+    for number, piece in enumerate(_pieces(lines, MARKDOWN_PIECE)):
+        text = piece if number else FRONT_MATTER.sub("", piece, count=1)
+        yield from _pieces([markdown_prose(text)])
 
 
 def _html(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
-    import io
-
-    from selectolax.lexbor import LexborHTMLParser
-
     page = file.read(LARGEST_HTML + 1)
     if len(page) > LARGEST_HTML:
         dropped.add(f"HTML file over {LARGEST_HTML // 2**20} MB", name)
         return
-    tree = LexborHTMLParser(page)
-    tree.strip_tags(["script", "style", "noscript", "template"])
-    body = tree.body
-    lines = body.text(separator="\n").splitlines() if body else []
-    text = "\n".join(line.strip() for line in lines if line.strip())
-    yield from _plain(io.StringIO(text), name, columns, dropped)
+    yield from _pieces([html_prose(page)])
+
+
+def _lines(file: IO[str], name: str, dropped: Dropped) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file, without those too long to be held in memory."""
+    number = 0
+    whole = True
+    while line := file.readline(LARGEST_LINE):
+        starts, whole = whole, line.endswith(("\n", "\r")) or len(line) < LARGEST_LINE
+        number += starts
+        if starts and whole:
+            yield number, line
+        elif starts:
+            dropped.add(f"line over {LARGEST_LINE:,} characters", f"{name}:{number}")
 
 
 def _json_lines(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+    for number, line in _lines(file, name, dropped):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             dropped.add("line that is not JSON", f"{name}:{number}")
             continue
-        text = columns.text(record, name, str(number), dropped)
+        text = columns.text(record, f"{name}:{number}", dropped)
         if text is not None:
             yield text
 
 
 def _csv(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
-    csv.field_size_limit(LARGEST_FIELD)
-    rows = csv.DictReader((line.replace("\0", "") for line in file), restkey="")
+    csv.field_size_limit(LARGEST_LINE)
+    lines = (line for _, line in _lines(file, name, dropped))
+    header = next(lines, "")
+    delimiter = _delimiter(header, columns.wanted)
+    rows = csv.DictReader(chain([header], lines), restkey="", delimiter=delimiter)
     number = 1
     try:
         for number, row in enumerate(rows, 2):
-            text = columns.text(row, name, str(number), dropped)
+            text = columns.text(row, f"{name}:{number}", dropped)
             if text is not None:
                 yield text
     except csv.Error as error:
         dropped.add(f"rest of a CSV file ({error})", f"{name}:{number}")
+
+
+def _delimiter(header: str, column: str) -> str:
+    """The delimiter under which the header has the column, or else the most columns."""
+
+    def fit(delimiter: str) -> tuple[bool, int]:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        return column in names, len(names)
+
+    return max(",;\t|", key=fit)
 
 
 Reader = Callable[[IO[str], str, _Columns, Dropped], Iterator[str]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +20,63 @@ def describe() -> str:
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
-    """The dataset's revision on the hub, or the files of a local folder with sizes and times."""
+    """The dataset's revision on the hub or in the cache, or the state of a local folder."""
     name = _name(settings)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        content = hashlib.sha256()
-        for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-            status = path.stat()
-            content.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return {"dataset": str(folder.resolve()), "state": content.hexdigest()}
+    folder = _local(name)
+    if folder is not None:
+        return {"dataset": str(folder), "state": _state(folder)}
+    from datasets import load_dataset_builder
     from huggingface_hub import dataset_info
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    try:
-        return {"dataset": name, "revision": str(dataset_info(name, timeout=20).sha)}
-    except HFValidationError as error:
-        raise SmallmError(f"dataset {name!r}: no such folder, nor a hub id: {error}") from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise _unreachable(name, error) from None
+    with _one_line(name):
+        try:
+            revision = str(dataset_info(name, timeout=20).sha)
+        except OfflineModeIsEnabled:
+            revision = f"cached {load_dataset_builder(name, settings.dataset_config).hash}"
+    return {"dataset": name, "revision": revision}
 
 
 def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
     """Yields the rows' texts in the dataset's order."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     name = _name(settings)
-    try:
+    with _one_line(name):
         rows = load_dataset(
-            name, settings.dataset_config, split=settings.dataset_split, streaming=True
+            str(_local(name) or name),
+            settings.dataset_config,
+            split=settings.dataset_split,
+            streaming=True,
         )
-    except ValueError as error:  # unknown split or configuration: the message lists them
-        raise SmallmError(f"dataset {name!r}: {' '.join(str(error).split())}") from None
-    except (DatasetNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise _unreachable(name, error) from None
-    for number, row in enumerate(rows):
-        text = _text(row, settings.text_field, name)
-        if not isinstance(text, str):
-            dropped.add(f"row whose {settings.text_field!r} is no text", f"{name}:{number}")
-        elif not text.strip():
-            dropped.add("empty text", f"{name}:{number}")
-        else:
-            yield Document(f"{name}#{number}", "hub", text)
+        for number, row in enumerate(rows):
+            text = _text(row, settings.text_field, name)
+            if not isinstance(text, str):
+                dropped.add(f"row whose {settings.text_field!r} is no text", f"{name}:{number}")
+            elif not text.strip():
+                dropped.add("empty text", f"{name}:{number}")
+            else:
+                yield Document(f"{name}#{number}", "hub", text)
+
+
+def _name(settings: CorpusSettings) -> str:
+    if not settings.dataset:
+        raise SmallmError("source 'hub' needs --dataset, an id on the hub or a local folder")
+    return settings.dataset
+
+
+def _local(name: str) -> Path | None:
+    folder = Path(name).expanduser()
+    return folder.resolve() if folder.is_dir() else None
+
+
+def _state(folder: Path) -> str:
+    content = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        status = path.stat()
+        content.update(os.fsencode(path))
+        content.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
+    return content.hexdigest()
 
 
 def _text(row: dict[str, Any], column: str, name: str) -> Any:
@@ -71,14 +87,25 @@ def _text(row: dict[str, Any], column: str, name: str) -> Any:
     return row[column]
 
 
-def _name(settings: CorpusSettings) -> str:
-    if not settings.dataset:
-        raise SmallmError("source 'hub' needs --dataset, an id on the hub or a local folder")
-    return settings.dataset
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turns what the libraries raise about a dataset into one line; theirs lists what exists."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # under either name
+
+    try:
+        yield
+    except (RepositoryNotFoundError, FileNotFoundError) as error:
+        raise SmallmError(f"dataset {name!r}: not found: {_short(error)}") from None
+    except (httpx.HTTPError, OSError) as error:
+        raise SmallmError(
+            f"dataset {name!r}: cannot be reached ({_short(error)}); check the network, or give "
+            "--dataset the folder of a downloaded copy; HF_HUB_OFFLINE=1 reads the cache alone"
+        ) from None
+    except (DatasetsError, RuntimeError, ValueError) as error:
+        raise SmallmError(f"dataset {name!r}: {_short(error)}") from None
 
 
-def _unreachable(name: str, error: Exception) -> SmallmError:
-    return SmallmError(
-        f"dataset {name!r}: cannot be reached ({' '.join(str(error).split())[:200]}); check the "
-        "id and the network, or give --dataset the folder of a downloaded copy"
-    )
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

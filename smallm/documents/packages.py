@@ -105,12 +105,13 @@ def _pages_of_all(
     files: list[tuple[Path, str]], dropped: Dropped, *, workers: int
 ) -> Iterator[Page]:
     """The pages of all files in order, read by spawned processes when there are several workers."""
-    if workers == 1:
-        yield from _merged(map(_pages_of_file, *zip(*files, strict=True)), dropped)
+    if workers <= 1:
+        yield from _merged(map(_pages_of_file, files), dropped)
         return
+    # Syntax trees hold no cycles: without the collector, parsing takes a third less.
     with ProcessPoolExecutor(workers, get_context("spawn"), gc.disable) as pool:
         try:
-            results = pool.map(_pages_of_file, *zip(*files, strict=True), chunksize=FILES_PER_TASK)
+            results = pool.map(_pages_of_file, files, chunksize=FILES_PER_TASK)
             yield from _merged(results, dropped)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -122,8 +123,9 @@ def _merged(results: Iterable[tuple[list[Page], Dropped]], dropped: Dropped) -> 
         yield from pages
 
 
-def _pages_of_file(path: Path, name: str) -> tuple[list[Page], Dropped]:
+def _pages_of_file(file: tuple[Path, str]) -> tuple[list[Page], Dropped]:
     """The pages of one file as paragraphs, each page with a name unique in its file."""
+    path, name = file
     dropped = Dropped()
     times: Counter[str] = Counter()
     pages = []

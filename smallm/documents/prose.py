@@ -12,26 +12,14 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-ADMONITIONS = frozenset(
-    {
-        "admonition",
-        "attention",
-        "caution",
-        "danger",
-        "deprecated",
-        "hint",
-        "important",
-        "note",
-        "seealso",
-        "tip",
-        "topic",
-        "versionadded",
-        "versionchanged",
-        "warning",
-    }
-)
+VERSION_NOTES = {"deprecated", "versionadded", "versionchanged"}
+TITLED = {"admonition", "topic"}
+ADMONITIONS = VERSION_NOTES | TITLED | {
+    "attention", "caution", "danger", "hint", "important", "note", "seealso", "tip", "warning",
+}  # fmt: skip
 DIRECTIVE = re.compile(r"\s*\.\.(?: |$)(?:(?P<name>[\w:-]+)::\s*(?P<argument>.*))?")
 VERSION = re.compile(r"v?\d+(\.\w+)*\.?(\s+|$)")
+BLANK = re.compile(r"\s*$")
 FENCE = re.compile(r"\s*(```|~~~)")
 TO_NEXT_BLANK = re.compile(r"\s*(>>>|In \[\d+\]:|\+[-=]{2,}|\|.*\||=+(\s+=+)+\s*$)")
 UNDERLINE = re.compile(r"\s*([-=~^\"*#+])\1{2,}\s*$")
@@ -70,6 +58,7 @@ INLINE = [
     (re.compile(r"\[([^\]\[]+)\]\(\s*[^)\s]*\s*\)"), r"\1"),
     (re.compile(r"`([^`<]+?)\s*<[^`>]+>`_{1,2}"), r"\1"),
     (re.compile(r"(\[#?\w+\])_(?!\w)"), r"\1"),
+    (re.compile(r"\[`+~[\w.]*?(\w+)`+\]"), r"\1"),
     (re.compile(r"\[`+[~!]?([^`]+)`+\]"), r"\1"),
     (re.compile(r"`+[~!]?([^`]+?)`+_{0,2}(?!\w)"), r"\1"),
     (re.compile(r"\*\*(\S|\S.*?\S)\*\*"), r"\1"),
@@ -103,6 +92,7 @@ SENTENCE_END = re.compile(
 ENDED = re.compile(r"[.!?][)\"'”]*$")
 RESIDUE = re.compile(
     r"[{}\\`|$^]|::|\w://|www\.|\]\(|<\w|\w>|->|=>|==|>>|\*\*|\b_|__|\w\(\w*=|\+\+|#|;$|[-=~]{3}|%[sd]"
+    r"|[\ud800-\udfff]"
 )
 BOILERPLATE = re.compile(
     r"copyright|all rights reserved|licen[sc]ed under|without warrant|redistribution and use"
@@ -146,9 +136,6 @@ def _end_of_run(lines: list[str], start: int, end: re.Pattern[str]) -> int:
     return len(lines)
 
 
-BLANK = re.compile(r"\s*$")
-
-
 def _without_blocks(lines: list[str]) -> Iterator[str]:
     """The lines without code, doctests, tables and directives; admonitions lose their head only."""
     index = 0
@@ -174,13 +161,13 @@ def _without_blocks(lines: list[str]) -> Iterator[str]:
 
 
 def _admonition(directive: re.Match[str], body: list[str]) -> Iterator[str]:
-    argument = directive["argument"]
-    if directive["name"] in ("admonition", "topic"):
-        argument = ""
-    elif directive["name"] in ("deprecated", "versionadded", "versionchanged"):
+    argument = "" if directive["name"] in TITLED else directive["argument"]
+    if directive["name"] in VERSION_NOTES:
         argument = VERSION.sub("", argument, count=1)
+    margin = " " * _indent(directive[0])
     yield ""
-    yield from _without_blocks(inspect.cleandoc("\n".join([argument, *body])).splitlines())
+    for line in _without_blocks(inspect.cleandoc("\n".join([argument, *body])).splitlines()):
+        yield margin + line
 
 
 def _sections(lines: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -229,26 +216,19 @@ def _joined(lines: list[str]) -> Iterator[str]:
     """Wrapped lines as one line per paragraph, list item or reST field."""
     current: list[str] = []
     depth = 0
-    for line in lines:
+    for line in [*lines, ""]:
         text = line.strip()
         marker = BULLET.match(text) or FIELD.match(text) or TYPED_NAME.match(text)
         deeper = _indent(line) > depth
         if deeper and len(current) == 1 and NAME_AND_TYPE.fullmatch(current[0]):
             current = []
-        ends = (
-            not text
-            or marker
-            or _indent(line) < depth
-            or (deeper and current[-1:] and current[-1].endswith(":"))
-        )
-        if ends and current:
+        introduced = deeper and bool(current) and current[-1].endswith(":")
+        if current and (not text or marker or introduced or _indent(line) < depth):
             yield " ".join(current)
             current = []
         if text:
             current.append(text[marker.end() :] if marker else text)
             depth = _indent(line)
-    if current:
-        yield " ".join(current)
 
 
 def _plain(text: str) -> str:
