@@ -5,38 +5,44 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallm.cli_corpus import RATIOS, corpus, corpus_tapes, slices_of
 from smallm.errors import SmallmError
 from smallm.home import newest_search, open_home
-from smallm.options import run_program, settings_options
+from smallm.options import (
+    as_json,
+    examples,
+    messages,
+    print_json,
+    run_program,
+    settings_options,
+)
 from smallm.settings import Settings, read_yaml
 
 if TYPE_CHECKING:
-    from smallm.tape import Slice, Tape, TokenTape
-
-RATIOS = (0.75, 0.8, 0.9)  # of the searches that ship: their slices are those shown and scored
-EXAMPLES = """\b
-Examples:
-  smallm corpus build --source folder --path notes
-  smallm train --activation gelu --training-tokens 2000000
-  smallm evaluate champion
-  smallm generate champion --prompt "Neural networks are"
-The search is a program of its own: python tune/search.py --help
-"""
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+    from smallm.training import Training
 
 
-@click.group(context_settings={"max_content_width": 100}, epilog=EXAMPLES)
+@click.group(
+    context_settings={"max_content_width": 100},
+    epilog=examples(
+        "smallm corpus build --source folder --path notes",
+        "smallm train --activation gelu --training-tokens 2000000",
+        "smallm evaluate champion",
+        'smallm generate champion --prompt "Neural networks are"',
+        "python tune/search.py --help    # the search is a program of its own",
+    ),
+)
 @click.version_option(package_name="smallm")
 def cli() -> None:
     """Train small next-word language models on your text, and see whether they are any good."""
+
+
+cli.add_command(corpus)
 
 
 def main() -> None:
@@ -44,85 +50,27 @@ def main() -> None:
     run_program(cli)
 
 
-@cli.group()
-def corpus() -> None:
-    """List sources, build a corpus, look at one."""
-
-
-@corpus.command("list")
-@as_json
-def list_sources(as_json: bool) -> None:
-    """Show where text can come from."""
-    from smallm.documents import SOURCES, source
-
-    found = {name: source(name).describe() for name in SOURCES}
-    if as_json:
-        return _print_json(found)
-    for name, description in found.items():
-        click.echo(f"{name:10} {description}")
-    return None
-
-
-@corpus.command()
-@settings_options("corpus", "tokens")
-@as_json
-def build(given: dict[str, Any], as_json: bool) -> None:
-    """Read, part and tokenize a corpus; say what was left out and why."""
-    tape, tokens = _tapes(given)
-    manifest = tape.manifest | {"folder": str(tape.folder), "tokens": len(tokens.tokens)}
-    if as_json:
-        return _print_json(manifest)
-    removed = manifest["duplicates"]
-    click.echo(
-        f"{len(tape):,} documents, {manifest['words']:,} words, {manifest['bytes']:,} bytes, "
-        f"{manifest['tokens']:,} tokens in {tape.folder}"
+@cli.command(
+    epilog=examples(
+        "smallm train --activation gelu --hidden 512 --seeds 1,2,3",
+        "smallm train --print-config > mine.yaml",
+        "smallm train --config mine.yaml --checkpoint kept --output model",
+        "smallm train --resume kept --output model",
     )
-    click.echo(f"duplicates removed: {removed['exact']:,} exact, {removed['near']:,} near")
-    for reason, left_out in manifest["dropped"].items():
-        places = ", ".join(left_out["places"][:3])
-        click.echo(f"left out: {left_out['count']:,} times {reason} (such as {places})")
-    return None
-
-
-@corpus.command()
-@settings_options("corpus", "tokens")
-@click.option("--samples", type=click.IntRange(0), default=3, show_default=True)
-@as_json
-def inspect(given: dict[str, Any], samples: int, as_json: bool) -> None:
-    """Show sizes, lengths, slices and a few documents of a corpus."""
-    tape, tokens = _tapes(given)
-    shown = {
-        "documents": len(tape),
-        "words": tape.manifest["words"],
-        "bytes": tape.manifest["bytes"],
-        "vocabulary": tokens.vocabulary,
-        "bytes_per_token": round(float(tokens.bytes.sum() / (len(tokens.tokens) - len(tape))), 3),
-        "duplicates": tape.manifest["duplicates"],
-        "slices": {
-            name: {"documents": len(part), "bytes": tape.bytes(part)}
-            for name, part in _slices(tape).items()
-        },
-        "lengths": _length_histogram(tokens),
-        "samples": [tape.text(number)[:300] for number in range(min(samples, len(tape)))],
-    }
-    if as_json:
-        return _print_json(shown)
-    for name in ("documents", "words", "bytes", "vocabulary", "bytes_per_token"):
-        click.echo(f"{name.replace('_', ' '):16} {shown[name]:,}")
-    for name, sizes in shown["slices"].items():
-        click.echo(f"{name:16} {sizes['documents']:,} documents, {sizes['bytes']:,} bytes")
-    most = max(shown["lengths"].values())
-    for length, count in shown["lengths"].items():
-        click.echo(f"{length:>16} bytes {'#' * max(1, round(40 * count / most))} {count:,}")
-    for text in shown["samples"]:
-        click.echo(f"\n{text}")
-    return None
-
-
-@cli.command()
+)
 @settings_options("corpus", "tokens", "model", "training")
 @click.option("--print-config", is_flag=True, help="Print the effective settings and stop.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder for the trained model.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Folder in which to keep what --resume needs.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Go on from the checkpoint in this folder, exactly, and keep the next ones there.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads; by default all processors.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 @as_json
@@ -130,54 +78,50 @@ def train(
     given: dict[str, Any],
     print_config: bool,
     output: Path | None,
+    checkpoint: Path | None,
+    resume: Path | None,
     threads: int | None,
     device: str,
     as_json: bool,
 ) -> None:
     """Train one config with all its seeds; save the replicate with the median score."""
-    settings = Settings.from_flat(given)
+    from smallm import training_run
+
+    start, kept = training_run.newest_checkpoint(resume) if resume else (None, {})
+    settings = Settings.from_flat(kept | given)
     if print_config:
         click.echo(settings.to_yaml(), nl=False)
         return
-    from smallm.files import whole_folder
-    from smallm.provenance import usable_cpus
-    from smallm.training import Training
-
-    home = open_home()
-    name = f"{settings.model.architecture}-{settings.model.activation}-{settings.tokens.tokenizer}"
-    folder = (output or _unused(home / "models" / name)).resolve()
-    if folder.exists():
-        raise SmallmError(f"{folder}: exists; give --output another folder")
-    tape, tokens = _tapes(given)
-    selection, _ = tape.heldout([*RATIOS, settings.training.split_ratio])
-    training = Training(
-        settings, tokens, selection=selection, threads=threads or usable_cpus(), device=device
-    )
-    for progress in training:
-        click.echo(
-            f"{progress.tokens:,}/{progress.budget:,} tokens: {progress.mean:.3f} ± "
-            f"{progress.spread:.3f} bits per byte, {progress.tokens_per_second:,.0f} tokens/s",
-            err=True,
-        )
-        for seed, why in progress.failures.items():
-            click.echo(f"seed {seed} ended early: {why}", err=True)
-    bits = progress.bits_per_byte
-    seed = sorted(bits, key=lambda each: bits[each])[(len(bits) - 1) // 2]
-    if seed in progress.failures:
-        raise SmallmError(f"no model saved: seed {seed} ended early: {progress.failures[seed]}")
-    card = f"# SmaLLM\n\nSeed {seed}: {bits[seed]:.4f} bits per byte on the selection slice.\n"
-    with whole_folder(folder) as temporary:
-        _save(training.trained(seed), settings, tokens, temporary, card)
+    if checkpoint and not resume:
+        training_run.require_unused(checkpoint)
+    folder = _output_folder(output, settings)
+    training = _training(settings, threads=threads, device=device, resume_from=start)
+    last = training_run.follow(training, messages(), keep_in=resume or checkpoint)
+    record = training_run.save_median(training, last, folder)
     if as_json:
-        _print_json({"folder": str(folder), "seed": seed, "bits_per_byte": bits})
+        print_json(record)
     else:
-        click.echo(f"saved {folder} (seed {seed}, {bits[seed]:.4f} bits per byte)")
+        bits = last.bits_per_byte[record["seed"]]
+        click.echo(f"saved {folder} (seed {record['seed']}, {bits:.4f} bits per byte)")
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "smallm evaluate champion",
+        "smallm evaluate runs/models/mlp-gelu-bpe-1 --slice selection --json",
+        "smallm evaluate champion --source folder --path other-texts",
+    )
+)
 @click.argument("model")
 @settings_options("corpus")
-@click.option("--slice", "slice_name", type=click.Choice(["selection", "final"]), default="final")
+@click.option(
+    "--slice",
+    "slice_name",
+    type=click.Choice(["selection", "final"]),
+    default="final",
+    show_default=True,
+    help="Held-out part to score.",
+)
 @as_json
 def evaluate(model: str, given: dict[str, Any], slice_name: str, as_json: bool) -> None:
     """Score a MODEL (a folder, or `champion`) beside the reference models on the same tokens.
@@ -192,13 +136,15 @@ def evaluate(model: str, given: dict[str, Any], slice_name: str, as_json: bool) 
     core, shape, tokenizer = load_core(folder)
     trained = Settings.from_flat(read_yaml(folder / "settings.yaml"))
     own = trained.corpus.model_dump(mode="json", exclude_defaults=True)
-    tape, tokens = _tapes(own | given, tokenizer=tokenizer)
-    part = _slices(tape)[slice_name]
+    tape, tokens = corpus_tapes(own | given, tokenizer=tokenizer)
+    ratio = trained.training.split_ratio
+    part = slices_of(tape, ratio)[slice_name]
     scores = {"this model": score(core, tokens, part, window=shape.window, top=True)}
-    scores |= reference_scores(tokens, tape.training(trained.training.split_ratio), part)
+    scores |= reference_scores(tokens, tape.training(ratio), part)
     table = {name: each.metrics() for name, each in scores.items()}
     if as_json:
-        return _print_json({"slice": slice_name, "bytes": tape.bytes(part), "models": table})
+        where = {"folder": str(folder), "slice": slice_name, "bytes": tape.bytes(part)}
+        return print_json({**where, "models": table})
     click.echo(f"{slice_name} slice: {len(part):,} documents, {tape.bytes(part):,} bytes")
     columns = list(table["this model"])
     click.echo(f"{'':20}" + "".join(f"{name.replace('_', ' '):>18}" for name in columns))
@@ -208,26 +154,29 @@ def evaluate(model: str, given: dict[str, Any], slice_name: str, as_json: bool) 
     return None
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        'smallm generate champion --prompt "Neural networks are"',
+        'smallm generate champion --prompt "The loss" --temperature 0 --max-tokens 20',
+        'smallm generate champion --prompt "The loss" -n 3 --seed 7 --json',
+    )
+)
 @click.argument("model")
-@click.option("--prompt", required=True)
+@click.option("--prompt", required=True, help="Text to continue; may be empty.")
 @click.option("--max-tokens", type=click.IntRange(1), default=40, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=50, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=50, show_default=True, help="0 is all.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("-n", "count", type=click.IntRange(1), default=1, show_default=True, help="Texts.")
 @as_json
 def generate(
-    model: str,
-    prompt: str,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    as_json: bool,
+    model: str, prompt: str, max_tokens: int, count: int, as_json: bool, **sampling: Any
 ) -> None:
-    """Continue a prompt with a MODEL (a folder, or `champion`); temperature 0 is greedy."""
+    """Continue a prompt with a MODEL (a folder, or `champion`); temperature 0 is greedy.
+
+    Text is printed as it is made. Each of several texts has its own seed, from --seed upwards.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
     from transformers.utils import logging
@@ -236,24 +185,28 @@ def generate(
     folder = _model_folder(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder)
-    torch.manual_seed(seed)
-    ids = tokenizer(prompt, return_tensors="pt")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {}
+    ids = tokenizer(prompt)["input_ids"]
+    opened = torch.tensor([[tokenizer.bos_token_id, *ids]])  # every text of the training has it
+    first = sampling.pop("seed")
     produce = getattr(network, "generate")  # noqa: B009 (typed for models with a cache only)
-    written = produce(
-        input_ids=ids["input_ids"],
-        attention_mask=ids["attention_mask"],
-        max_new_tokens=max_tokens,
-        do_sample=temperature > 0,
-        streamer=None if as_json else TextStreamer(tokenizer, skip_special_tokens=True),
-        **sampling,
-    )
+    chosen = {"do_sample": True, **sampling} if sampling["temperature"] else {"do_sample": False}
+    texts = []
+    for seed in range(first, first + count):
+        torch.manual_seed(seed)
+        written = produce(
+            input_ids=opened,
+            attention_mask=torch.ones_like(opened),
+            max_new_tokens=max_tokens,
+            streamer=None if as_json else TextStreamer(tokenizer, skip_special_tokens=True),
+            **chosen,
+        )
+        text = tokenizer.decode(written[0, opened.shape[1] :], skip_special_tokens=True)
+        texts.append({"seed": seed, "continuation": text})
     if as_json:
-        text = tokenizer.decode(written[0][ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        _print_json({"prompt": prompt, "continuation": text})
+        print_json({"prompt": prompt, "texts": texts})
 
 
-@cli.command()
+@cli.command(epilog=examples("smallm report", "smallm report --json | jq .conclusion"))
 @click.argument("search", required=False)
 @as_json
 def report(search: str | None, as_json: bool) -> None:
@@ -266,7 +219,7 @@ def report(search: str | None, as_json: bool) -> None:
     folder = _search_folder(search)
     result = reports.read_result(folder / "result.json")
     if as_json:
-        return _print_json(result)
+        return print_json(result)
     reports.write_report(result, folder / "report.html")
     reports.write_leaderboard(result, folder / "leaderboard.csv")
     Console().print(reports.terminal_table(result))
@@ -276,7 +229,7 @@ def report(search: str | None, as_json: bool) -> None:
     return None
 
 
-@cli.command()
+@cli.command(epilog=examples("smallm sync", "smallm sync --uri http://mlflow.example:5000"))
 @click.argument("search", required=False)
 @click.option("--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default the home's own.")
 def sync(search: str | None, uri: str | None) -> None:
@@ -291,10 +244,15 @@ def sync(search: str | None, uri: str | None) -> None:
         raise SmallmError(f"{sent.pending} records could not be sent: run `smallm sync` again")
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        'eval "$(smallm completion bash)"    # in ~/.bashrc; zsh alike',
+        "smallm completion fish | source",
+    )
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of a shell: eval "$(smallm completion bash)"."""
+    """Print the script that completes commands and options in a shell."""
     from click.shell_completion import get_completion_class
 
     script = get_completion_class(shell)
@@ -302,38 +260,34 @@ def completion(shell: str) -> None:
     click.echo(script(cli, {}, "smallm", "_SMALLM_COMPLETE").source())
 
 
-def _tapes(given: dict[str, Any], *, tokenizer: Any = None) -> tuple[Tape, TokenTape]:
-    """The corpus of the settings with its tokens: their own tokenizer's or a given one's."""
+def _training(settings: Settings, **where: Any) -> Training:
+    """A training on the corpus of the settings, with the selection slice that evaluate uses."""
     from smallm.provenance import usable_cpus
-    from smallm.tape import build_tape, tokenize_tape, tokenize_with
+    from smallm.training import Training
+    from smallm.training_run import usable_device
 
-    settings = Settings.from_flat(given)
-    tape = build_tape(settings.corpus, home=open_home(), workers=usable_cpus())
-    if tokenizer is not None:
-        return tape, tokenize_with(tape, tokenizer)
-    ratios = [*RATIOS, settings.training.split_ratio]
-    return tape, tokenize_tape(tape, settings.tokens, ratios=ratios)
-
-
-def _slices(tape: Tape) -> dict[str, Slice]:
-    selection, final = tape.heldout(RATIOS)
-    training = {f"training {ratio:g}": tape.training(ratio) for ratio in RATIOS}
-    return {**training, "selection": selection, "final": final}
+    where["device"] = usable_device(where["device"])
+    where["threads"] = where["threads"] or usable_cpus()
+    tape, tokens = corpus_tapes(settings.flat())
+    selection, _ = tape.heldout([*RATIOS, settings.training.split_ratio])
+    return Training(settings, tokens, selection=selection, **where)
 
 
-def _length_histogram(tokens: TokenTape) -> dict[str, int]:
-    counts = Counter(int(size).bit_length() - 1 for size in tokens.bytes)
-    return {f"{2**power:,}-{2 ** (power + 1) - 1:,}": counts[power] for power in sorted(counts)}
-
-
-def _save(core: Any, settings: Settings, tokens: TokenTape, folder: Path, card: str) -> None:
-    from smallm.champion import save_model
-
-    save_model(core, settings, tokens, folder, card=card)
+def _output_folder(output: Path | None, settings: Settings) -> Path:
+    """A folder for the model that does not exist yet."""
+    if output is None:
+        shape = settings.model
+        name = f"{shape.architecture}-{shape.activation}-{settings.tokens.tokenizer}"
+        return _unused(open_home() / "models" / name)
+    if output.exists():
+        raise SmallmError(f"{output}: exists; give --output another folder")
+    return output.resolve()
 
 
 def _model_folder(model: str) -> Path:
     if model != "champion":
+        if not Path(model, "config.json").exists():
+            raise SmallmError(f"{model}: is no model folder, it holds no config.json")
         return Path(model)
     found = sorted(open_home().glob("searches/*/champion"), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -356,10 +310,6 @@ def _unused(folder: Path) -> Path:
     while (numbered := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
     return numbered
-
-
-def _print_json(content: Any) -> None:
-    click.echo(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Command-line options made from the settings, and the one place where errors become one line."""
+"""What all programs share: options made from the settings, output, errors as one line."""
 
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from pydantic.fields import FieldInfo
@@ -16,7 +17,12 @@ from pydantic.fields import FieldInfo
 from smallm.errors import SmallmError
 from smallm.settings import Settings, fields, groups_of_fields, read_yaml
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Command = Callable[..., Any]
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 class Numbers(click.ParamType[tuple[Any, ...]]):
@@ -85,6 +91,23 @@ def _option(name: str, info: FieldInfo) -> Callable[[Any], Any]:
     else:
         options["type"] = kind
     return click.option(flag, name, **options)
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text, which click leaves unwrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def messages() -> Console:
+    """Where progress is shown: on stderr, and what moves only on a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """Prints what a program would read."""
+    click.echo(json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def run_program(command: click.Command) -> NoReturn:

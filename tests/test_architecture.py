@@ -17,8 +17,10 @@ LEVELS = [
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates"],
     ["training", "evaluation", "champion"],
+    ["training_run"],
     ["journal", "mlflow_store", "mlflow_model", "tracking", "plots", "report"],
     ["results", "progress", "confirmation", "ledger"],
+    ["cli_corpus"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

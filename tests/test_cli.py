@@ -1,182 +1,520 @@
-"""The program `smallm`, as a person calls it."""
+"""The program `smallm` as people use it: real corpora and models; bad input is one line."""
 
 import json
 import os
+import re
+import resource
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import contextmanager
+from types import SimpleNamespace
 
+import click
 import pytest
 import yaml
 
-from smallm.cli import cli
-from smallm.options import run_program
+from smallm.cli import cli, main
+from smallm.journal import Event, Journal
+from smallm.settings import Settings, fields
 
-TINY = [
-    *("--vocabulary", "400", "--window", "4", "--embedding", "8", "--hidden", "8"),
-    *("--training-tokens", "2000", "--batch-size", "100", "--seeds", "1,2,3"),
-    *("--evaluate-at", "0.5,1", "--evaluation-bytes", "3000"),
+START = "import sys; sys.argv[0] = 'smallm'; from smallm.cli import main; main()"
+SMALL = [
+    *("--vocabulary", "320", "--embedding", "8", "--hidden", "16", "--window", "4"),
+    *("--seeds", "1,2,3", "--batch-size", "128", "--training-tokens", "20000"),
+    *("--evaluate-at", "0.5,1", "--precision", "fp32", "--replication", "sequential"),
+    *("--threads", "1"),
 ]
+
+
+def process(*args, **options):
+    """The program in a process of its own."""
+    command = [sys.executable, "-c", START, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
+
+
+@contextmanager
+def full_disk(largest_file):
+    """No file can grow beyond that size, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
 def smallm(monkeypatch, capsys):
-    """Calls the program; gives exit code, stdout and stderr."""
+    """The program in this process: gives exit code, stdout and stderr."""
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["smallm", *map(str, arguments)])
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["smallm", *map(str, args)])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run_program(cli)
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
+            main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, out=out, err=err)
 
-    return call
+    return run
 
 
-@pytest.fixture
-def corpus(small_corpus):
+@pytest.fixture(scope="module")
+def corpus_options(small_corpus):
     return ["--source", "folder", "--path", str(small_corpus)]
 
 
-def one_line(error):
-    return len(error.strip().splitlines()) == 1
-
-
-def test_corpus_commands_show_sources_sizes_and_samples(smallm, corpus):
-    code, out, _ = smallm("corpus", "list", "--json")
-    assert code == 0
-    assert set(json.loads(out)) == {"docs", "folder", "hub"}
-    code, out, _ = smallm("corpus", "build", *corpus, "--vocabulary", 400)
-    assert code == 0
-    assert "300 documents" in out
-    code, out, _ = smallm("corpus", "inspect", *corpus, "--vocabulary", 400, "--json")
-    shown = json.loads(out)
-    assert shown["documents"] == 300
-    assert sum(shown["lengths"].values()) == 300
-    assert len(shown["samples"]) == 3
-
-
-def test_train_evaluate_and_generate_work_on_each_other_s_output(smallm, corpus, tmp_path):
-    model = tmp_path / "model"
-    code, out, err = smallm("train", *corpus, *TINY, "--output", model, "--json")
-    assert code == 0, err
-    record = json.loads(out)
-    middle = sorted(record["bits_per_byte"].values())[1]
-    assert record["bits_per_byte"][str(record["seed"])] == middle
-    assert "tokens/s" in err
-    code, out, err = smallm("evaluate", model, "--json")
-    assert code == 0, err
-    models = json.loads(out)["models"]
-    assert models["uniform over bytes"]["bits_per_byte"] == pytest.approx(8)
-    assert models["this model"]["bits_per_byte"] < 6
-    assert 0 <= models["this model"]["top_1"] <= models["this model"]["top_10"] <= 1
-    code, out, err = smallm("generate", model, "--prompt", "The model", "--max-tokens", 5, "--json")
-    assert code == 0, err
-    assert isinstance(json.loads(out)["continuation"], str)
-    again = smallm("generate", model, "--prompt", "The model", "--max-tokens", 5, "--json")[1]
-    assert again == out
-    code, _, err = smallm("train", *corpus, *TINY, "--output", model)
-    assert code == 1
-    assert "exists" in err
-
-
-def test_the_printed_config_is_a_config(smallm, tmp_path):
-    code, out, _ = smallm("train", "--print-config", "--activation", "gelu", "--seeds", "5,6")
-    assert code == 0
-    path = tmp_path / "config.yaml"
-    path.write_text(out)
-    assert yaml.safe_load(out)["activation"] == "gelu"
-    _, again, _ = smallm("train", "--print-config", "--config", path)
-    assert again == out
-    _, changed, _ = smallm("train", "--print-config", "--config", path, "--activation", "tanh")
-    assert yaml.safe_load(changed) == {**yaml.safe_load(out), "activation": "tanh"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train", "--activation", "rellu"], "did you mean relu"),
-        (["train", "--split-ratio", "1"], "split_ratio"),
-        (["corpus", "build", "--source", "foldr"], "did you mean folder"),
-        (["corpus", "build", "--source", "folder"], "needs --path"),
-        (["corpus", "build", "--source", "folder", "--path", "/nowhere"], "does not exist"),
-        (["train", "--config", "/nowhere.yaml"], "cannot be read"),
-        (["evaluate", "champion"], "run `make search`"),
-        (["evaluate", "/nowhere"], "no config.json"),
-        (["report", "nothing"], "known: none"),
-        (["sync"], "holds no finished search"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(smallm, arguments, words, tmp_path):
-    code, _, err = smallm(*arguments)
-    assert code == 1
-    assert words in err
-    assert one_line(err)
-    assert not list(tmp_path.glob("home/*/*"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.txt", b"far too little text", "too small to split"),
-        ("a.txt", b"\0\1\2\3" * 999, "1 binary file"),
-        ("a.bin", b"whatever", "unknown kind of file .bin"),
-        ("a.jsonl", b'{"body": "x"}\n', "columns found: body"),
-        ("a.yaml", b"activaton: relu\n", "did you mean activation"),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_one_line(smallm, tmp_path, name, content, words):
-    place = tmp_path / "input"
-    place.mkdir()
-    (place / name).write_bytes(content)
-    if name == "a.yaml":
-        code, _, err = smallm("train", "--config", place / name)
-    else:
-        code, _, err = smallm("corpus", "build", "--source", "folder", "--path", place)
-    assert code == 1
-    assert words in err
-    assert one_line(err)
-    assert not [path for path in tmp_path.glob("home/tapes/*/tokens/*") if path.is_dir()]
-
-
-def test_a_home_from_a_newer_version_is_refused(smallm, tmp_path):
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "home.json").write_text('{"version": 99}')
-    code, _, err = smallm("report")
-    assert code == 1
-    assert "newer SmaLLM" in err
-    assert one_line(err)
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(corpus, tmp_path):
-    """A limit on file size stands in for the full disk: the same error, EFBIG for ENOSPC."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
-        "sys.argv[0] = 'smallm'; from smallm.cli import main; main()"
+@pytest.fixture(scope="module")
+def trained(corpus_options, tmp_path_factory):
+    """A model trained by the program, with the record that it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = process(
+        *("train", *corpus_options, *SMALL, "--evaluation-bytes", "10000000"),
+        *("--output", folder / "model", "--json"),
+        env={**os.environ, "SMALLM_HOME": str(folder / "home")},
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "corpus", "build", *corpus],
-        capture_output=True,
+    assert run.returncode == 0, run.stderr
+    return SimpleNamespace(folder=folder / "model", record=json.loads(run.stdout), err=run.stderr)
+
+
+def commands(group=cli, path=()):
+    """Each command with the words that call it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def half_written(home):
+    """What an interrupted writer would leave: temporary names, folders without their last file."""
+    hidden = [path for path in home.rglob("*") if path.name.startswith(".")]
+    tapes = [path for path in home.glob("tapes/*") if not (path / "manifest.json").exists()]
+    tokens = [
+        path for path in home.glob("tapes/*/tokens/*") if not (path / "manifest.json").exists()
+    ]
+    models = [path for path in home.glob("models/*") if not (path / "settings.yaml").exists()]
+    return hidden + tapes + tokens + models
+
+
+def assert_one_line(run, *parts, home):
+    """Bad input: exit code 1, one line on stderr that holds the parts, nothing half-written."""
+    assert run.code == 1
+    assert run.out == ""
+    assert run.err.startswith("error: ")
+    assert run.err.count("\n") == 1
+    for part in parts:
+        assert part in run.err
+    assert half_written(home) == []
+
+
+# Help, settings, completion
+
+
+def test_help_needs_none_of_the_heavy_libraries():
+    code = (
+        "import sys, smallm.cli\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'pandas', 'numpy', 'ray', 'matplotlib'}\n"
+        "print(heavy & set(sys.modules))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "set()\n", run.stderr
+
+
+def test_every_command_explains_itself_with_examples(smallm):
+    for path, _ in commands():
+        shown = smallm(*path, "--help")
+        assert shown.code == 0
+        assert "Examples:" in shown.out or path == ("corpus", "list")
+
+
+def test_the_examples_in_the_help_texts_are_valid_commands():
+    found = 0
+    for _, command in [((), cli), *commands()]:
+        for line in (command.epilog or "").splitlines():
+            words = shlex.split(re.split(r"[|>]", line)[0], comments=True)
+            if words[:1] != ["smallm"]:
+                continue
+            found += 1
+            target, rest = cli, words[1:]
+            while isinstance(target, click.Group):
+                target, rest = target.commands[rest[0]], rest[1:]
+            target.make_context("smallm", rest)
+    assert found > 15
+
+
+def test_train_has_a_flag_with_help_for_every_setting(smallm):
+    shown = " ".join(smallm("train", "--help").out.split())
+    for name, info in fields().items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert info.description.split(";")[0].split()[0] in shown
+    assert "--tied / --no-tied" in shown
+    assert "[auto|stacked|sequential]" in shown
+    assert "[default: 42,43,44]" in shown
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(smallm, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("hidden: 99\nactivation: tanh\nseeds: [7, 8]\ntied: false\n")
+    shown = smallm("train", "--config", file, "--activation", "gelu", "--tied", "--print-config")
+    expected = Settings.from_flat(
+        {"hidden": 99, "activation": "gelu", "seeds": (7, 8), "tied": True}
+    )
+    assert yaml.safe_load(shown.out) == expected.flat()
+
+
+def test_the_printed_settings_are_a_file_that_gives_the_same_settings(smallm, tmp_path):
+    options = ["--seeds", "1,2", "--no-tied", "--path", "texts", "--evaluate-at", "0.5,1"]
+    first = smallm("train", *options, "--print-config").out
+    (tmp_path / "mine.yaml").write_text(first)
+    assert smallm("train", "--config", tmp_path / "mine.yaml", "--print-config").out == first
+    assert "# Nonlinearity of the hidden layers." in first
+
+
+def test_wrong_usage_exits_with_2_and_names_the_choices(smallm):
+    for args in (["train", "--order", "random"], ["train", "--hiden", "3"], ["fly"], ["generate"]):
+        assert smallm(*args).code == 2
+    assert "'hash', 'stratified'" in smallm("train", "--order", "random").err
+    assert "--hidden" in smallm("train", "--hiden", "3").err
+    assert "42,43,44" in smallm("train", "--seeds", "1;2").err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_of_each_shell(smallm, shell):
+    assert f"_SMALLM_COMPLETE={shell}_complete" in smallm("completion", shell).out
+
+
+def test_the_shell_completes_options_and_choices():
+    words = {"COMP_WORDS": "smallm train --replication s", "COMP_CWORD": "3"}
+    run = process(env={**os.environ, **words, "_SMALLM_COMPLETE": "bash_complete"})
+    assert run.stdout.split() == ["plain,stacked", "plain,sequential"]
+
+
+# Corpora
+
+
+def test_corpus_list_has_one_line_for_each_source(smallm):
+    lines = smallm("corpus", "list").out.splitlines()
+    assert [line.split()[0] for line in lines] == ["docs", "folder", "hub"]
+    assert list(json.loads(smallm("corpus", "list", "--json").out)) == ["docs", "folder", "hub"]
+
+
+def test_corpus_build_counts_what_was_kept_and_names_what_was_not(smallm, small_corpus, tmp_path):
+    folder = tmp_path / "texts"
+    shutil.copytree(small_corpus, folder)
+    shutil.copy(folder / "000.txt", folder / "copy.txt")
+    (folder / "empty.txt").touch()
+    (folder / "picture.txt").write_bytes(b"\x89PNG\0\0\0")
+    options = ["--source", "folder", "--path", folder, "--vocabulary", "320"]
+    told = smallm("corpus", "build", *options).out
+    manifest = json.loads(smallm("corpus", "build", *options, "--json").out)
+    assert manifest["duplicates"]["exact"] == 1
+    assert manifest["documents"] == 300 - manifest["duplicates"]["near"]
+    assert manifest["dropped"]["binary file"] == {"count": 1, "places": ["picture.txt"]}
+    assert "duplicates removed: 1 exact" in told
+    assert "left out: 1 times empty file (such as empty.txt)" in told
+    assert f"{manifest['documents']:,} documents" in told
+
+
+def test_corpus_inspect_describes_the_tape(smallm, corpus_options, tape):
+    options = [*corpus_options, "--vocabulary", "320", "--samples", "2"]
+    shown = json.loads(smallm("corpus", "inspect", *options, "--json").out)
+    assert shown["documents"] == len(tape) == sum(shown["lengths"].values())
+    assert shown["bytes"] == tape.manifest["bytes"]
+    assert shown["vocabulary"] == 320
+    assert shown["samples"] == [tape.text(0)[:300], tape.text(1)[:300]]
+    sizes = {name: part["documents"] for name, part in shown["slices"].items()}
+    assert sizes["training 0.75"] < sizes["training 0.8"] < sizes["training 0.9"]
+    assert sizes["training 0.9"] + sizes["selection"] + sizes["final"] == len(tape)
+    told = smallm("corpus", "inspect", *options).out
+    assert tape.text(0)[:300] in told
+    assert "bytes per token" in told
+
+
+# Train, evaluate, generate
+
+
+def test_train_saves_the_replicate_with_the_median_score(trained):
+    record = trained.record
+    bits = record["bits_per_byte"]
+    assert sorted(bits) == ["1", "2", "3"]
+    assert bits[str(record["seed"])] == sorted(bits.values())[1]
+    assert record["folder"] == str(trained.folder)
+    assert record["tokens"] == 20096  # 157 batches of 128
+    saved = Settings.from_flat(yaml.safe_load((trained.folder / "settings.yaml").read_text()))
+    assert saved.flat() == record["settings"]
+
+
+def test_train_prints_a_plain_line_for_each_evaluation_with_every_seed(trained):
+    lines = trained.err.splitlines()
+    assert [line.split(" tokens")[0] for line in lines] == ["9,984/20,096", "20,096/20,096"]
+    for seed, bits in trained.record["bits_per_byte"].items():
+        assert f"{seed}: {bits:.3f}" in lines[-1]
+    assert "\x1b" not in trained.err
+
+
+def test_evaluate_repeats_the_score_of_the_training(smallm, trained):
+    shown = json.loads(smallm("evaluate", trained.folder, "--slice", "selection", "--json").out)
+    bits = trained.record["bits_per_byte"][str(trained.record["seed"])]
+    assert shown["models"]["this model"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert shown["models"]["uniform over bytes"]["bits_per_byte"] == pytest.approx(8)
+    assert set(shown["models"]) > {"unigram", "Kneser-Ney 5-gram"}
+    told = smallm("evaluate", trained.folder, "--slice", "selection").out
+    assert f"{bits:.4f}" in told
+
+
+def test_evaluate_holds_out_what_a_model_with_a_larger_training_part_has_seen(
+    smallm, trained, tape, tmp_path
+):
+    folder = shutil.copytree(trained.folder, tmp_path / "model")
+    text = (folder / "settings.yaml").read_text()
+    (folder / "settings.yaml").write_text(text.replace("split_ratio: 0.8", "split_ratio: 0.92"))
+    shown = json.loads(smallm("evaluate", folder, "--slice", "selection", "--json").out)
+    assert shown["bytes"] == tape.bytes(tape.heldout([0.92])[0])
+
+
+def test_the_champion_is_that_of_the_newest_search(smallm, trained, tmp_path):
+    for age, name in enumerate(["newest", "older"]):
+        champion = tmp_path / "home" / "searches" / name / "champion"
+        shutil.copytree(trained.folder, champion)
+        os.utime(champion, (1_000_000 - age, 1_000_000 - age))
+    shown = json.loads(smallm("evaluate", "champion", "--json").out)
+    assert shown["folder"].endswith("newest/champion")
+
+
+def test_generate_writes_the_prompt_and_the_text_that_json_holds(smallm, trained):
+    args = [
+        "generate",
+        trained.folder,
+        "--prompt",
+        "The small",
+        "--max-tokens",
+        "12",
+        "--seed",
+        "5",
+    ]
+    first, again = smallm(*args), smallm(*args)
+    assert first.code == 0
+    assert first.out == again.out
+    made = json.loads(smallm(*args, "-n", "2", "--json").out)
+    assert [text["seed"] for text in made["texts"]] == [5, 6]
+    assert first.out == f"The small{made['texts'][0]['continuation']}\n"
+    assert made["texts"][0]["continuation"] != made["texts"][1]["continuation"]
+
+
+def test_generate_at_temperature_0_does_not_depend_on_the_seed(smallm, trained):
+    args = ["generate", trained.folder, "--prompt", "", "--max-tokens", "9", "--temperature", "0"]
+    assert smallm(*args, "--seed", "1").out == smallm(*args, "--seed", "2").out
+
+
+def test_ctrl_c_ends_with_130_and_resume_gives_the_numbers_of_an_uninterrupted_run(
+    smallm, corpus_options, tmp_path
+):
+    longer = [*SMALL, "--training-tokens", "40000", "--evaluate-at", "0.1,0.6,1"]
+    whole = smallm("train", *corpus_options, *longer, "--json", "--output", tmp_path / "whole")
+    kept = tmp_path / "kept"
+    started = subprocess.Popen(
+        [sys.executable, "-c", START, "train", *corpus_options, *longer, "--checkpoint", str(kept)],
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    assert done.returncode == 1
-    assert "cannot be written: File too large" in done.stderr
-    assert one_line(done.stderr)
-    assert not list(Path(os.environ["SMALLM_HOME"]).glob("tapes/*"))
+    assert started.stderr.readline().startswith("3,968/40,064 tokens")
+    while not list(kept.glob("tokens-*")):
+        assert started.poll() is None
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
+    resumed = smallm("train", "--resume", kept, "--threads", 1, "--json")
+    assert resumed.code == 0, resumed.err
+    record, expected = json.loads(resumed.out), json.loads(whole.out)
+    for name in ("seed", "bits_per_byte", "tokens", "settings"):
+        assert record[name] == expected[name]
+    assert record["folder"].startswith(str(tmp_path / "home" / "models" / "mlp-relu2-bpe"))
+    assert half_written(tmp_path / "home") == []
 
 
-def test_help_is_quick_to_import_and_completion_is_a_script(smallm):
-    code = (
-        "import sys; from smallm.cli import cli;"
-        "heavy = {'torch', 'transformers', 'mlflow', 'pandas', 'ray'} & set(sys.modules);"
-        "sys.exit(str(heavy) if heavy else 0)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    code, out, _ = smallm("completion", "bash")
-    assert code == 0
-    assert "_SMALLM_COMPLETE" in out
-    code, out, _ = smallm("--help")
-    assert code == 0
-    assert "Examples:" in out
+# Searches
+
+
+RESULT = {
+    "schema": 1,
+    "name": "mine",
+    "searched": ["activation"],
+    "full_budget": 1000,
+    "trials": [
+        {
+            "id": name,
+            "number": number,
+            "settings": {"activation": name},
+            "status": "completed",
+            "tokens": 1000,
+            "seconds": 1.0,
+            "bits_per_byte": {"mean": mean, "spread": 0.01, "per_seed": {"1": mean}},
+            "curve": [{"tokens": 1000, "seconds": 1.0, "mean": mean, "per_seed": {"1": mean}}],
+        }
+        for number, (name, mean) in enumerate({"relu": 2.125, "gelu": 2.25}.items())
+    ],
+    "finalists": [],
+    "comparisons": [],
+    "conclusion": ["The search was stopped before a champion was confirmed."],
+}
+
+
+@pytest.fixture
+def search(tmp_path):
+    folder = tmp_path / "home" / "searches" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(RESULT))
+    (folder / "search.json").write_text("{}")
+    return folder
+
+
+def test_report_writes_its_files_anew_and_prints_the_conclusion(smallm, search):
+    for args in (["report"], ["report", "mine"]):
+        shown = smallm(*args)
+        assert shown.code == 0
+        assert "2.125" in shown.out
+        assert f"- {RESULT['conclusion'][0]}" in shown.out.splitlines()
+        assert "</html>" in (search / "report.html").read_text()
+        assert len((search / "leaderboard.csv").read_text().splitlines()) == 3
+        (search / "report.html").unlink()
+    assert json.loads(smallm("report", "--json").out) == RESULT
+
+
+# Bad input
+
+
+BAD_VALUES = [
+    (["train", "--activation", "relo"], ["'relo'", "did you mean relu", "leaky_relu"]),
+    (["corpus", "build", "--source", "folders"], ["'folders'", "did you mean folder", "hub"]),
+    (["train", "--split-ratio", "0"], ["split_ratio", "0"]),
+    (["train", "--split-ratio", "1"], ["split_ratio", "1"]),
+    (["train", "--split-ratio", "1.5"], ["split_ratio", "1.5"]),
+    (["train", "--seeds", "1,1"], ["seeds", "different"]),
+    (["train", "--vocabulary", "3"], ["vocabulary", "300"]),
+    (["corpus", "build", "--source", "folder"], ["--path"]),
+    (["corpus", "build", "--source", "folder", "--path", "nowhere"], ["nowhere", "not exist"]),
+    (["corpus", "build", "--source", "hub"], ["--dataset"]),
+    (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    (["train", "--resume", "nowhere"], ["nowhere", "no checkpoint"]),
+    (["train", "--device", "cudo"], ["device 'cudo'", "cpu"]),
+    (["evaluate", "nowhere"], ["nowhere", "config.json"]),
+    (["generate", "nowhere", "--prompt", "x"], ["nowhere", "config.json"]),
+    (["generate", "champion", "--prompt", "x"], ["no champion yet"]),
+    (["report"], ["no finished search"]),
+    (["report", "nothing"], ["'nothing'"]),
+    (["sync", "nothing"], ["'nothing'"]),
+    (["sync"], ["no finished search"]),
+]
+
+
+@pytest.mark.parametrize(("args", "parts"), BAD_VALUES, ids=lambda value: " ".join(value))
+def test_a_bad_value_is_one_line_that_says_what_is_allowed(smallm, tmp_path, args, parts):
+    assert_one_line(smallm(*args), *parts, home=tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("activaton: relu", "did you mean activation"),
+        ("hiden: 3", "did you mean hidden"),
+        ("- 1", "name: value"),
+        ("a: [", "not valid YAML"),
+        ("hidden: many", "hidden"),
+    ],
+)
+def test_a_bad_settings_file_is_one_line(smallm, tmp_path, content, part):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    assert_one_line(smallm("train", "--config", file), part, home=tmp_path / "home")
+
+
+def test_a_corpus_too_small_to_split_says_how_much_is_needed(smallm, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(5):
+        (texts / f"{number}.txt").write_text(f"Only {number} words are here, no more than that.")
+    run = smallm("train", "--source", "folder", "--path", texts)
+    assert_one_line(run, "too small to split", "2,000 bytes", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("command", [["corpus", "build"], ["train"]])
+def test_a_folder_of_binary_files_is_one_line_that_names_one(smallm, tmp_path, command):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "picture.txt").write_bytes(bytes(range(256)) * 9)
+    run = smallm(*command, "--source", "folder", "--path", texts)
+    assert_one_line(run, "no usable text", "binary file", "picture.txt", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("posts.csv", "title,body\nA,some text\n"), ("posts.jsonl", '{"title": "A", "body": "b"}\n')],
+)
+def test_a_missing_text_column_is_one_line_with_the_columns_found(smallm, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    run = smallm("corpus", "build", "--source", "folder", "--path", tmp_path / name)
+    assert_one_line(run, "text column 'text'", "body, title", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_full_disk_while_a_corpus_is_built_leaves_nothing_half_written(
+    smallm, corpus_options, tmp_path, built
+):
+    if built:  # then the tokens of another tokenizer do not fit
+        smallm("corpus", "build", *corpus_options, "--vocabulary", 310)
+    with full_disk(largest_file=90_000):
+        run = smallm("corpus", "build", *corpus_options, "--vocabulary", 320)
+    place = "bpe-320" if built else "tapes/folder"
+    assert_one_line(run, place, "cannot be written", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["model", "checkpoint"])
+def test_a_full_disk_while_a_model_is_saved_leaves_nothing_half_written(
+    smallm, corpus_options, tmp_path, keeps
+):
+    smallm("corpus", "build", *corpus_options, "--vocabulary", 320)
+    options = ["--checkpoint", tmp_path / "kept"] if keeps else []
+    short = [*SMALL, "--seeds", "1", "--training-tokens", "2000"]
+    with full_disk(largest_file=8_000):
+        run = smallm("train", *corpus_options, *short, *options)
+    *evaluations, error = run.err.splitlines()
+    assert run.code == 1
+    assert len(evaluations) == (1 if keeps else 2)
+    assert "kept" in error or "models" in error
+    assert "cannot be written" in error
+    assert half_written(tmp_path / "home") == []
+    assert list(tmp_path.glob("kept/*")) == []
+
+
+def test_a_home_from_a_newer_version_is_left_alone(smallm, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "home.json").write_text('{"version": 99}')
+    for command in (["report"], ["sync"], ["corpus", "build"], ["train"]):
+        assert_one_line(smallm(*command), "newer SmaLLM", "99", home=home)
+    assert [path.name for path in home.iterdir()] == ["home.json"]
+
+
+def test_an_mlflow_that_does_not_answer_is_one_line_and_nothing_is_lost(
+    smallm, search, free_port, tmp_path
+):
+    journal = Journal(search)
+    opened = {"experiment": "smallm", "search": "mine", "journal": "0"}
+    journal.append(Event("open", "search", 0, opened))
+    journal.close()
+    before = journal.path.read_bytes()
+    run = smallm("sync", "mine", "--uri", f"http://127.0.0.1:{free_port}")
+    assert_one_line(run, f"127.0.0.1:{free_port}", home=tmp_path / "home")
+    assert journal.path.read_bytes() == before
+
+
+def test_train_never_writes_over_a_folder_or_another_runs_checkpoint(smallm, trained, tmp_path):
+    run = smallm("train", "--output", trained.folder)
+    assert_one_line(run, "exists", "--output", home=tmp_path / "home")
+    (tmp_path / "kept" / "tokens-000000000128").mkdir(parents=True)
+    run = smallm("train", "--checkpoint", tmp_path / "kept")
+    assert_one_line(run, "--resume", home=tmp_path / "home")

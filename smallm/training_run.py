@@ -1,0 +1,143 @@
+"""One training run as a person starts it: shown on the way, resumable, its median model saved."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallm.errors import SmallmError, unknown_name
+from smallm.files import read_json, whole_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from smallm.training import Progress, Training
+
+CHECKPOINTS = "tokens-*"
+
+
+def follow(training: Training, console: Console, *, keep_in: Path | None = None) -> Progress:
+    """Trains to the end; prints a line per evaluation, on a terminal with a bar below.
+
+    With `keep_in`, the newest checkpoint stays in that folder.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    size = training.batches.batch_size
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    last = None
+    with bar:
+        task = bar.add_task("", total=training.total_steps * size, completed=training.step * size)
+        for last in training:
+            console.print(line(last), markup=False)
+            bar.update(task, completed=last.tokens)
+            if keep_in and not last.done:
+                _keep(training, keep_in, last.tokens)
+    if last is None:
+        raise SmallmError("nothing is left to train: the checkpoint has spent its budget")
+    return last
+
+
+def line(progress: Progress) -> str:
+    """Where all replicates stand, in one line."""
+    seeds = ", ".join(
+        f"{seed}: {progress.failures.get(seed) or f'{bits:.3f}'}"
+        for seed, bits in progress.bits_per_byte.items()
+    )
+    return (
+        f"{progress.tokens:,}/{progress.budget:,} tokens: {progress.mean:.3f} ± "
+        f"{progress.spread:.3f} bits per byte (seeds {seeds}), "
+        f"{progress.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def _keep(training: Training, folder: Path, tokens: int) -> None:
+    target = folder / CHECKPOINTS.replace("*", f"{tokens:012d}")
+    with _full_disk(target):
+        training.save(target)
+    for older in sorted(folder.glob(CHECKPOINTS))[:-1]:
+        shutil.rmtree(older)
+
+
+@contextmanager
+def _full_disk(target: Path) -> Iterator[None]:
+    """Names the place that is full: safetensors raises an error of its own, which does not."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise SmallmError(f"{target}: cannot be written: {error}") from None
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint in a folder and the flat settings of its run."""
+    found = sorted(folder.glob(f"{CHECKPOINTS}/training.json"))
+    if not found:
+        raise SmallmError(f"{folder}: holds no checkpoint; `smallm train --checkpoint` makes them")
+    settings: dict[str, Any] = read_json(found[-1])["settings"]
+    return found[-1].parent, settings
+
+
+def require_unused(folder: Path) -> None:
+    """Raises SmallmError when a folder holds the checkpoints of another run."""
+    if any(folder.glob(CHECKPOINTS)):
+        raise SmallmError(f"{folder}: holds a checkpoint already; --resume goes on with it")
+
+
+def usable_device(name: str) -> str:
+    """The name, when torch can train there."""
+    import torch
+
+    graphics = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    known = ["cpu", *graphics, *(["cuda"] if graphics else [])]
+    if name not in known:
+        raise SmallmError(unknown_name("device", name, known))
+    return name
+
+
+def median_seed(progress: Progress) -> int:
+    """The seed with the median score, the better of two; SmallmError when it has failed."""
+    bits = progress.bits_per_byte
+    seed = sorted(bits, key=lambda each: bits[each])[(len(bits) - 1) // 2]
+    if seed in progress.failures:
+        raise SmallmError(f"no model saved: seed {seed} ended early: {progress.failures[seed]}")
+    return seed
+
+
+def save_median(training: Training, progress: Progress, folder: Path) -> dict[str, Any]:
+    """Saves the replicate with the median score as a Hugging Face folder; gives the record."""
+    from smallm.champion import save_model
+
+    seed = median_seed(progress)
+    card = (
+        f"# SmaLLM\n\nSeed {seed}: {progress.bits_per_byte[seed]:.4f} bits per byte on the "
+        f"selection slice; {progress.mean:.4f} ± {progress.spread:.4f} over "
+        f"{len(progress.bits_per_byte)} seeds.\n"
+    )
+    with _full_disk(folder), whole_folder(folder) as temporary:
+        save_model(training.trained(seed), training.settings, training.tokens, temporary, card=card)
+    return {
+        "folder": str(folder),
+        "seed": seed,
+        "bits_per_byte": progress.bits_per_byte,
+        "mean": progress.mean,
+        "spread": progress.spread,
+        "failures": progress.failures,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(progress.tokens_per_second, 1),
+        "corpus": training.tokens.tape.manifest["digest"],
+        "settings": training.settings.flat(),
+    }
