@@ -58,6 +58,11 @@ def word_tokens(tape):
     return tokenize_tape(tape, TokenizerSettings(tokenizer="words", vocabulary=300), ratios=RATIOS)
 
 
+@pytest.fixture(params=["bpe_tokens", "word_tokens"])
+def tokens(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def free_port():
     with socket.socket() as probe:

@@ -30,11 +30,6 @@ def random_core(settings, vocabulary):
     return core.eval()
 
 
-@pytest.fixture(params=["bpe_tokens", "word_tokens"])
-def tokens(request):
-    return request.getfixturevalue(request.param)
-
-
 def first_document(tokens):
     """Lossless ids of the first document after the opening id."""
     (ids,) = tokens.tokenizer.encode([tokens.tape.text(0)])

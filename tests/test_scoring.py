@@ -42,11 +42,6 @@ def random_core(vocabulary):
     return core.eval()
 
 
-@pytest.fixture(params=["bpe_tokens", "word_tokens"])
-def tokens(request):
-    return request.getfixturevalue(request.param)
-
-
 def lossless(tokens, document):
     (ids,) = tokens.tokenizer.encode([tokens.tape.text(document)])
     return ids.tolist()

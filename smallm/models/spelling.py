@@ -92,7 +92,6 @@ class Spelling(nn.Module):
         keep = ~self._inside(ids)
         seen = torch.where(ids >= self.vocabulary, UNKNOWN_ID, ids)
         places = keep.long().cumsum(1) - 1
-        # an inner byte writes where the next whole word will: the words, written last, stand
         words = torch.zeros_like(ids)
         row, column = keep.nonzero(as_tuple=True)
         words[row, places[row, column]] = seen[row, column]
