@@ -17,7 +17,7 @@ LEVELS = [
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates"],
     ["training", "evaluation", "champion"],
-    ["predictors"],
+    ["predictors", "next_words", "word_search"],
     ["training_run"],
     ["journal", "mlflow_store", "mlflow_model", "tracking", "plots", "report"],
     ["results", "progress", "confirmation", "ledger"],
