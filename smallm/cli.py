@@ -214,6 +214,7 @@ def report(search: str | None, as_json: bool) -> None:
     from rich.console import Console
 
     from smallm import report as reports
+    from smallm.leaderboard import terminal_table, write_leaderboard
     from smallm.results import sentences
 
     folder = _search_folder(search)
@@ -221,8 +222,8 @@ def report(search: str | None, as_json: bool) -> None:
     if as_json:
         return print_json(result)
     reports.write_report(result, folder / "report.html")
-    reports.write_leaderboard(result, folder / "leaderboard.csv")
-    Console().print(reports.terminal_table(result))
+    write_leaderboard(result, folder / "leaderboard.csv")
+    Console().print(terminal_table(result))
     for line in sentences(result):
         click.echo(f"- {line}")
     click.echo(f"report: {folder / 'report.html'}")

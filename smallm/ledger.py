@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import smallm
-from smallm import confirmation, report, results
+from smallm import confirmation, leaderboard, report, results
 from smallm.champion import save_model
 from smallm.confirmation import Confirmed, Finalist
 from smallm.errors import SmallmError
@@ -190,11 +190,12 @@ class Ledger:
                 0, f"The search was interrupted: go on with --resume {self.folder.name}."
             )
         elif not record["conclusion"]:
-            record["conclusion"] = ["No config reached the full budget: there is no champion."]
+            record["conclusion"] = [_no_champion(record["trials"])]
         write_json(self.folder / "result.json", record)
-        report.write_leaderboard(record, self.folder / "leaderboard.csv")
+        leaderboard.write_leaderboard(record, self.folder / "leaderboard.csv")
         report.write_report(record, self.folder / "report.html")
-        for name in ("result.json", "leaderboard.csv", "report.html"):
+        report.write_plots(record, self.folder / "plots")
+        for name in ("result.json", "leaderboard.csv", "report.html", "plots"):
             self.tracker.log_artifacts("search", self.folder / name)
         self.tracker.end_run(
             "search",
@@ -204,7 +205,7 @@ class Ledger:
         self._print(record)
 
     def _print(self, record: Mapping[str, Any]) -> None:
-        self.display.console.print(report.terminal_table(dict(record)))
+        self.display.console.print(leaderboard.terminal_table(record))
         for line in results.sentences(record):
             self.display.console.print(f"- {line}", markup=False)
         spent = record["overhead"]
@@ -215,13 +216,20 @@ class Ledger:
         )
         self.say(f"report: {self.folder / 'report.html'}")
 
-    def close(self) -> None:
-        """Waits for MLflow, and says what it could not record."""
-        pending = self.tracker.close(timeout=60)
+    def close(self, *, timeout: float) -> None:
+        """Waits at most that many seconds for MLflow, and says what it could not record."""
+        pending = self.tracker.close(timeout=timeout)
         if pending:
             self.say(
                 f"{pending} records wait for MLflow: `smallm sync {self.folder.name}` sends them"
             )
+
+
+def _no_champion(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Why there is no champion: no trial came through."""
+    failures = [trial["reason"] for trial in trials if trial["status"] == "failed"]
+    first = f"; {len(failures)} failed, the first with: {failures[0]}" if failures else ""
+    return f"No config reached the full budget: there is no champion{first}"
 
 
 def new_search(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,21 +62,9 @@ def line(progress: Progress) -> str:
 
 def _keep(training: Training, folder: Path, tokens: int) -> None:
     target = folder / CHECKPOINTS.replace("*", f"{tokens:012d}")
-    with _full_disk(target):
-        training.save(target)
+    training.save(target)
     for older in sorted(folder.glob(CHECKPOINTS))[:-1]:
         shutil.rmtree(older)
-
-
-@contextmanager
-def _full_disk(target: Path) -> Iterator[None]:
-    """Names the place that is full: safetensors raises an error of its own, which does not."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise SmallmError(f"{target}: cannot be written: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -126,7 +112,7 @@ def save_median(training: Training, progress: Progress, folder: Path) -> dict[st
         f"selection slice; {progress.mean:.4f} ± {progress.spread:.4f} over "
         f"{len(progress.bits_per_byte)} seeds.\n"
     )
-    with _full_disk(folder), whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary:
         save_model(training.trained(seed), training.settings, training.tokens, temporary, card=card)
     return {
         "folder": str(folder),

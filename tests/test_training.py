@@ -1,5 +1,6 @@
 """The loop: exact resume, independent seeds, clean failures."""
 
+import json
 import math
 
 import numpy as np
@@ -57,6 +58,18 @@ def test_stacked_and_sequential_replicates_agree(bpe_tokens):
     for left, right in zip(one, two, strict=True):
         assert left.bits_per_byte == pytest.approx(right.bits_per_byte, rel=1e-3)
         assert left.loss == pytest.approx(right.loss, rel=1e-3)
+
+
+def test_the_faster_way_to_train_replicates_is_measured_once_for_a_shape(bpe_tokens, monkeypatch):
+    settings = SMALL.replace(replication="auto", hidden=17)
+    first, _ = run(settings, bpe_tokens)
+    monkeypatch.setattr(Training, "_seconds_of_steps", None)  # a second measurement would fail
+    again, _ = run(settings, bpe_tokens)
+    assert again.stacked == first.stacked
+    kept = bpe_tokens.tape.folder / "replication" / f"{first._shape_digest()}.json"
+    for seconds, faster in ((0.5, True), (2.0, False)):
+        kept.write_text(json.dumps({"sequential": 1.0, "stacked": seconds}))
+        assert run(settings, bpe_tokens)[0].stacked is faster
 
 
 def test_a_seed_gives_the_same_numbers_alone_and_among_others(bpe_tokens):
