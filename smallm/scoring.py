@@ -26,7 +26,9 @@ BATCH = 512  # positions scored at once: their logits stay in the cache
 class Scores:
     """Per document: negative log-likelihood (nats), sizes, and how often the gold token was near.
 
-    `hits[:, i]` counts the tokens among the TOP[i] most probable; None when not asked for.
+    `hits[:, i]` counts the tokens among the TOP[i] most probable. `confidence` and `correct` have a
+    row for each token, document after document: the probability of the most probable token, and
+    whether that is the gold one. None when not asked for.
     """
 
     nll: NDArray[np.float64]
@@ -34,6 +36,8 @@ class Scores:
     words: NDArray[np.int64]
     tokens: NDArray[np.int64]
     hits: NDArray[np.int64] | None = None
+    confidence: NDArray[np.float32] | None = None
+    correct: NDArray[np.bool_] | None = None
 
     @property
     def bits_per_byte(self) -> float:

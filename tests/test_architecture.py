@@ -17,6 +17,7 @@ LEVELS = [
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates"],
     ["training", "evaluation", "champion"],
+    ["predictors"],
     ["training_run"],
     [
         "journal",
