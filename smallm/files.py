@@ -49,6 +49,16 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise SmallmError(f"{target}: cannot be written: {error}") from error
 
 
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 text file; raises SmallmError that names it when it can't."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SmallmError(f"{path}: is not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise SmallmError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallm.files import write_text
 from smallm.plots import Record, at_full_budget, label, score, shown, tokens_shown
+from smallm.terminal import plain_table, texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,16 +61,16 @@ def terminal_table(result: Record, *, rows: int = 20) -> RenderableType:
 
 def _finalist_table(finalists: Sequence[Record]) -> Table:
     title = "Confirmed with fresh seeds, on the final slice"
-    table = _terminal(title, ["config", "role"], ["bits per byte", "95 % interval", "seeds"])
+    table = plain_table(title, ["config", "role"], ["bits per byte", "95 % interval", "seeds"])
     for each in finalists:
         cells = (each["name"], each["role"], *final_score(each), len(each["seeds"]))
-        table.add_row(*_texts(cells), style="bold" if each["role"] == "champion" else None)
+        table.add_row(*texts(cells), style="bold" if each["role"] == "champion" else None)
     return table
 
 
 def _trial_table(result: Record, trials: Sequence[Record]) -> Table:
     names = list(result.get("searched") or ())
-    table = _terminal(
+    table = plain_table(
         "Search, on the selection slice",
         ["trial", ", ".join(map(label, names)) or "settings"],
         ["bits per byte", "tokens", "time", "note"],
@@ -79,28 +80,8 @@ def _trial_table(result: Record, trials: Sequence[Record]) -> Table:
         note = role.get(trial["id"]) or ("" if at_full_budget(trial, result) else trial["status"])
         settings = " ".join(shown(trial["settings"].get(name)) for name in names)
         cells = (trial["number"], settings, mean_and_spread(trial), *effort(trial), note)
-        table.add_row(*_texts(cells), style="bold" if note == "champion" else None)
+        table.add_row(*texts(cells), style="bold" if note == "champion" else None)
     return table
-
-
-def _terminal(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.padding, table.pad_edge = (0, 1, 0, 0), False
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
-
-
-def _texts(cells: Iterable[object]) -> list[Any]:
-    """Cells that rich does not search for its own markup."""
-    from rich.text import Text
-
-    return [Text(str(cell)) for cell in cells]
 
 
 def _row(trial: Record, finalist: Record | None, result: Record) -> dict[str, Any]:

@@ -76,6 +76,16 @@ def multi_bootstrap(nll: ArrayLike, bytes_: ArrayLike, *, draws: int = 2000, see
     return _mean_interval(table, sizes, *_resampled(table, sizes, draws, seed))
 
 
+def ratio_interval(
+    totals: ArrayLike, sizes: ArrayLike, *, draws: int = 2000, seed: int
+) -> Interval:
+    """The sum of the totals over the sum of the sizes, with its interval over documents."""
+    table, sizes = _checked(np.asarray(totals, dtype=np.float64)[None], sizes)
+    scores, _ = _resampled(table, sizes, draws, seed)
+    low, high = _ends(math.log(2) * scores[:, 0])
+    return Interval(float(table.sum() / sizes.sum()), low, high)
+
+
 def compare(
     nll_a: ArrayLike, nll_b: ArrayLike, bytes_: ArrayLike, *, draws: int = 2000, seed: int
 ) -> Comparison:

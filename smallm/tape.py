@@ -123,6 +123,14 @@ class Tape:
     def _cut(self, ratio: float) -> int:
         return int(np.searchsorted(self.places, ratio))
 
+    def beginning(self, part: Slice, most_bytes: int | None) -> Slice:
+        """The first documents of a slice that reach `most_bytes`: hash order makes them random."""
+        if most_bytes is None:
+            return part
+        wanted = self.ends[part.first] + most_bytes
+        last = int(np.searchsorted(self.ends, wanted))
+        return Slice(part.name, part.first, min(max(last, part.first + 1), part.last))
+
     def bytes(self, part: Slice) -> int:
         """UTF-8 bytes of a slice."""
         return int(self.ends[part.last] - self.ends[part.first])

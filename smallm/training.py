@@ -25,7 +25,7 @@ from smallm.batches import Batches
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.replicates import Group, groups_of
-from smallm.scoring import beginning, score
+from smallm.scoring import score
 from smallm.settings import Settings
 from smallm.tape import Slice, TokenTape
 
@@ -89,7 +89,7 @@ class Training:
         self.device = torch.device(device)
         self.bf16 = uses_bf16(settings, tokens.vocabulary, self.device)
         training = settings.training
-        self.selection = beginning(tokens, selection, training.evaluation_bytes)
+        self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
         self.batches = Batches(
             tokens, tokens.span(part)[1], settings.model.window, training.batch_size
