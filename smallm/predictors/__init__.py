@@ -72,7 +72,9 @@ class Predictor(Protocol):
         Raises SmallmError for a model that cannot continue a text (masked ones).
         """
 
-    def score(self, texts: Sequence[str], *, temperatures: Sequence[float] = (1.0,)) -> list[Scores]:
+    def score(
+        self, texts: Sequence[str], *, temperatures: Sequence[float] = (1.0,)
+    ) -> list[Scores]:
         """Scores of the texts, one row a text, at each temperature.
 
         Raises SmallmError for a model that defines no distribution over texts (masked ones).
