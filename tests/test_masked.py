@@ -69,17 +69,21 @@ def bert():
     return BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SHAPE)), tokenizer
 
 
-@pytest.fixture(scope="module", params=[albert, bert])
-def masked(request):
+def tiny(kind):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model, tokenizer = request.param()
-    return Masked(f"tiny {request.param.__name__}", model, tokenizer)
+        model, tokenizer = kind()
+    return Masked(f"tiny {kind.__name__}", model, tokenizer)
+
+
+@pytest.fixture(scope="module", params=[albert, bert])
+def masked(request):
+    return tiny(request.param)
 
 
 @pytest.fixture(scope="module")
 def tiny_bert():
-    return Masked("tiny bert", *bert())
+    return tiny(bert)
 
 
 def minicons_scores(masked, text):
@@ -187,6 +191,17 @@ def test_a_long_text_scores_as_its_windows_do(tiny_bert):
         scores = minicons_scores(tiny_bert, part)
         expected += scores[each.first - each.start :]
     np.testing.assert_allclose(tiny_bert.token_pseudo_log_likelihoods(text), expected, atol=1e-4)
+
+
+def test_a_smaller_window_reads_less_context_and_a_wrong_one_is_refused(tiny_bert):
+    text = "the small network learns gradients of the vehicle"
+    whole = tiny_bert.pseudo_score([text])
+    parts = tiny_bert.pseudo_score([text], window=7)
+    assert whole.tokens.tolist() == parts.tokens.tolist()
+    assert whole.log_likelihood[0] != pytest.approx(parts.log_likelihood[0], abs=1e-3)
+    for window in (2, 65):
+        with pytest.raises(SmallmError, match="3 to 64"):
+            tiny_bert.pseudo_score([text], window=window)
 
 
 def test_next_words_are_those_of_the_softmax_at_the_mask(masked):

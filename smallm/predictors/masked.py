@@ -29,8 +29,9 @@ from smallm.tape import WHITE_SPACE
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Encoded = list[tuple[list[int], list[int]]]  # for each text: ids, word ids
 
-TOKENS_AT_ONCE = 4096  # more gains no speed on a CPU and costs memory
+TOKENS_AT_ONCE = 2048  # more is slower on a CPU
 PROBE = "a"  # stands before a piece to see whether the piece takes a space before it
 
 
@@ -131,14 +132,20 @@ class Masked:
         positions = getattr(model.config, "max_position_embeddings", None)
         self.context = int(min(positions or tokenizer.model_max_length, tokenizer.model_max_length))
 
-    def pseudo_score(self, texts: Sequence[str]) -> PseudoScores:
+    def pseudo_score(self, texts: Sequence[str], *, window: int | None = None) -> PseudoScores:
         """Pseudo-log-likelihood of each text, every token predicted exactly once.
 
-        A text longer than the context is read in windows, see `windows`. The cost is one pass over
-        a whole window for each of its tokens: it grows with the square of the length up to there.
+        A text longer than the context is read in windows, see `windows`. Each token costs a pass
+        over its whole window: `window`, the most tokens read at once with the two special ones,
+        makes long texts cheaper and their scores somewhat worse. None is the context.
         """
+        if window is not None and not 3 <= window <= self.context:
+            raise SmallmError(
+                f"pseudo-log-likelihood of {self.name}: window is {window}, "
+                f"allowed is 3 to {self.context} tokens"
+            )
         encoded = self._encode(texts)
-        per_token = self._token_log_likelihoods(encoded)
+        per_token = self._token_log_likelihoods(encoded, window or self.context)
         unknown = self.tokenizer.unk_token_id
         return PseudoScores(
             log_likelihood=np.array([each.sum() for each in per_token]),
@@ -149,15 +156,16 @@ class Masked:
 
     def token_pseudo_log_likelihoods(self, text: str) -> Floats:
         """Pseudo-log-likelihood of each token of a text, in nats."""
-        return self._token_log_likelihoods(self._encode([text]))[0]
+        return self._token_log_likelihoods(self._encode([text]), self.context)[0]
 
     @torch.inference_mode()
     def next_words(self, prompt: str, *, k: int) -> NextWords:
         """The k most probable words at the mask in `[CLS] prompt [MASK] [SEP]`.
 
         One mask holds one piece, so only words of a single piece take part: among them the answer
-        is exact and `certified`, and it says nothing about longer words. `residual` is the
-        probability of all pieces that are no such word. A masked model has no end of text.
+        is exact and `certified`, and it says nothing about words of more pieces. A piece such as
+        "un" that begins many words counts as the word "un". `residual` is the probability of all
+        pieces that begin no word. A masked model has no end of text.
         """
         words, ids = self._words
         if not 1 <= k <= len(words):
@@ -191,7 +199,7 @@ class Masked:
             f"{self.name} {_NO_DISTRIBUTION}: it has pseudo-log-likelihoods, not bits per byte"
         )
 
-    def _encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    def _encode(self, texts: Sequence[str]) -> Encoded:
         """Ids and word ids of each text without special tokens; "[MASK]" in a text is text."""
         if not texts:
             return []
@@ -209,9 +217,9 @@ class Masked:
         return np.array([self.tokenizer.cls_token_id, *ids, self.tokenizer.sep_token_id])
 
     @torch.inference_mode()
-    def _token_log_likelihoods(self, encoded: list[tuple[list[int], list[int]]]) -> list[Floats]:
+    def _token_log_likelihoods(self, encoded: Encoded, window: int) -> list[Floats]:
         found = [np.zeros(len(ids)) for ids, _ in encoded]
-        for rows in _batches(self._rows(encoded)):
+        for rows in _batches(self._rows(encoded, window)):
             longest = len(rows[0].ids)
             inputs = torch.full((len(rows), longest), self._padding)
             attention = torch.zeros(len(rows), longest)
@@ -226,12 +234,12 @@ class Masked:
                 found[row.text][row.token] = likelihood
         return found
 
-    def _rows(self, encoded: list[tuple[list[int], list[int]]]) -> Iterator[_Row]:
+    def _rows(self, encoded: Encoded, longest: int) -> Iterator[_Row]:
         """One row for each token, the longest windows first."""
         cut = [
             (text, window)
             for text, (_, word_ids) in enumerate(encoded)
-            for window in windows(word_ids, self.context - 2)
+            for window in windows(word_ids, longest - 2)
         ]
         cut.sort(key=lambda pair: pair[1].start - pair[1].stop)
         for text, window in cut:
