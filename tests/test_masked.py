@@ -1,5 +1,6 @@
 """Masked models against minicons, transformers and mask sets worked out by hand."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from minicons.scorer import MaskedLMScorer
+from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AlbertConfig,
     AlbertForMaskedLM,
@@ -17,6 +19,9 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizer,
 )
 
 from smallm.errors import SmallmError
@@ -69,6 +74,17 @@ def bert():
     return BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SHAPE)), tokenizer
 
 
+def roberta():
+    """Byte-level BPE; two of its places belong to padding, so 64 of them take text."""
+    backend = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend.train_from_iterator(TEXTS, 330, special_tokens=special, show_progress=False)
+    model = json.loads(backend.to_str())["model"]
+    tokenizer = RobertaTokenizer(vocab=model["vocab"], merges=list(map(tuple, model["merges"])))
+    shape = SHAPE | {"max_position_embeddings": 66, "pad_token_id": 1}
+    return RobertaForMaskedLM(RobertaConfig(vocab_size=len(tokenizer), **shape)), tokenizer
+
+
 def tiny(kind):
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -76,7 +92,7 @@ def tiny(kind):
     return Masked(f"tiny {kind.__name__}", model, tokenizer)
 
 
-@pytest.fixture(scope="module", params=[albert, bert])
+@pytest.fixture(scope="module", params=[albert, bert, roberta])
 def masked(request):
     return tiny(request.param)
 
@@ -207,23 +223,19 @@ def test_a_smaller_window_reads_less_context_and_a_wrong_one_is_refused(tiny_ber
 def test_next_words_are_those_of_the_softmax_at_the_mask(masked):
     prompt = "The small network"
     tokenizer = masked.tokenizer
-    ids = tokenizer(f"{prompt} {tokenizer.mask_token}")["input_ids"]
+    ids = tokenizer(prompt + tokenizer.mask_token)["input_ids"]
     assert ids[-2] == tokenizer.mask_token_id
     probabilities = np.exp(log_probabilities(masked, ids, -2))
     begins = {
         number
         for piece, number in tokenizer.get_vocab().items()
         if number not in tokenizer.all_special_ids
-        and (
-            (piece[0] == "▁" and len(piece) > 1)
-            if isinstance(tokenizer, AlbertTokenizer)
-            else piece.isalnum()
-        )
+        and (piece.isalnum() if masked.name == "tiny bert" else piece[0] in "▁Ġ" and piece[1:])
     }
     found = masked.next_words(prompt, k=len(begins))
     best = sorted(begins, key=lambda number: -probabilities[number])
     texts = tokenizer.convert_ids_to_tokens(best)
-    assert [each.word for each in found.words] == [text.lstrip("▁") for text in texts]
+    assert [each.word for each in found.words] == [text.lstrip("▁Ġ") for text in texts]
     np.testing.assert_allclose(
         [each.probability for each in found.words], probabilities[best], atol=1e-6
     )
@@ -275,6 +287,7 @@ def test_a_tokenizer_that_is_none_of_a_masked_model_is_refused():
 
 def test_parameters_and_context_are_the_models(masked):
     assert masked.context == 64
+    masked.pseudo_score(["the small network " * 30])  # fills every place of the context
     assert masked.parameters == masked.model.num_parameters()
 
 

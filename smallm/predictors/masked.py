@@ -129,8 +129,7 @@ class Masked:
         self.device = torch.device(device)
         self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
         self.parameters = sum(weights.numel() for weights in model.parameters())
-        positions = getattr(model.config, "max_position_embeddings", None)
-        self.context = int(min(positions or tokenizer.model_max_length, tokenizer.model_max_length))
+        self.context = min(_positions(model), tokenizer.model_max_length)
 
     def pseudo_score(self, texts: Sequence[str], *, window: int | None = None) -> PseudoScores:
         """Pseudo-log-likelihood of each text, every token predicted exactly once.
@@ -292,11 +291,13 @@ class Masked:
         after_space = self._encode([f"{PROBE} {piece}" for piece in pieces])
         joined = self._encode([PROBE + piece for piece in pieces])
         probe = self._encode([PROBE])[0][0]
+        special = set(self.tokenizer.all_special_ids)
         ids = [
             number
             for number, (apart, together) in enumerate(zip(after_space, joined, strict=True))
-            if apart[0] == [*probe, number] != together[0]
-            and number not in self.tokenizer.all_special_ids
+            if pieces[number]
+            and apart[0] == [*probe, number] != together[0]
+            and number not in special
         ]
         return [pieces[number] for number in ids], torch.tensor(ids, device=self.device)
 
@@ -314,6 +315,13 @@ def _check(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         raise SmallmError(
             f"{name}: its tokenizer has {len(tokenizer)} ids, its model {model.config.vocab_size}"
         )
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Places that a model can tell apart: RoBERTa's first ones belong to padding."""
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return int(model.config.max_position_embeddings) - (0 if padding is None else padding + 1)
 
 
 def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
