@@ -15,7 +15,7 @@ LEVELS = [
     ["__init__", "errors", "files", "settings", "provenance", "spaces"],
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
     ["home", "options", "space", "tape"],
-    ["batches", "scoring", "replicates"],
+    ["batches", "scoring", "replicates", "quality"],
     ["training", "evaluation", "champion"],
     ["predictors"],
     ["training_run"],
