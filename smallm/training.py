@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from smallm.batches import Batches
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
+from smallm.hardware import has_bf16
 from smallm.replicates import Group, groups_of
 from smallm.scoring import score
 from smallm.settings import Settings
@@ -281,11 +282,4 @@ def uses_bf16(settings: Settings, vocabulary: int, device: torch.device) -> bool
         return settings.training.precision == "bf16"
     if vocabulary < SMALLEST_BF16_VOCABULARY:
         return False
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and _has_bf16_instructions()
-
-
-def _has_bf16_instructions() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return has_bf16(device)
