@@ -16,7 +16,7 @@ LEVELS = [
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates"],
-    ["training", "evaluation", "champion"],
+    ["training", "evaluation", "champion", "calibration"],
     ["predictors"],
     ["training_run"],
     ["journal", "mlflow_store", "mlflow_model", "tracking", "plots", "report"],
