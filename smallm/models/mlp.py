@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from smallm.models.activations import ACTIVATIONS
 from smallm.settings import ModelSettings
 
-FIRST_SCALE = 0.5  # of a normalized output, times the root of the width: see `initialize`
 SMALLEST_NORM = 1e-6  # bounds the gradient of a hidden state that is nearly zero
 
 
@@ -45,9 +44,9 @@ class MLP(nn.Module):
 
         Hidden layers keep the variance of their input; the last matrix before the logits starts
         at zero, so that training starts from the uniform distribution. Where the output is
-        normalized it cannot, as zero has no direction: cosines of random directions have a
-        variance of 1 / width, and the first scale keeps the logits' at FIRST_SCALE squared, which
-        costs FIRST_SCALE ** 2 / 2 nats over uniform.
+        normalized it cannot, as zero has no direction. Cosines of random directions have a variance
+        of 1 / width: the first scale, the root of the width, gives logits of variance 1, half a
+        nat over uniform. The scale learns slowly: smaller ones cost more than that in the end.
         """
         self.embedding.weight.normal_(std=self.embedding.embedding_dim**-0.5, generator=generator)
         for layer in self.layers:
@@ -62,7 +61,7 @@ class MLP(nn.Module):
             else:
                 last.weight.normal_(std=last.in_features**-0.5, generator=generator)
         if self.log_scale is not None:
-            self.log_scale.fill_(math.log(FIRST_SCALE * self._rows().shape[1] ** 0.5))
+            self.log_scale.fill_(math.log(self._rows().shape[1]) / 2)
         self.bias.zero_()
 
     def forward(self, windows: Tensor) -> Tensor:
