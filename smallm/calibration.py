@@ -26,9 +26,10 @@ from smallm.tape import Slice, TokenTape
 
 LEAST, MOST = 0.05, 20.0  # temperatures that a fit may give
 MOST_POSITIONS = 4096  # that a fit looks at: the temperature is then known to about 1 %
-MOST_VALUES = 2**27  # logits that a fit keeps in memory, in two bytes each
+MOST_VALUES = 2**26  # logits that a fit keeps in memory, in two bytes each
 FARTHEST = 1e4  # below the greatest logit: e**(-FARTHEST / MOST) is still no probability
 STEPS = 60  # of the solver: bisection alone would end within them
+CLOSE = 1e-6  # relative size of a last step that is not worth taking
 BINS = 15
 DRAWS = 2000
 SEED = 0
@@ -89,30 +90,35 @@ def fit_temperature(batches: Iterable[Batch]) -> FittedTemperature:
         nll = math.log(logits.shape[1])
         reason = "the logits are flat: every temperature fits them alike"
         return FittedTemperature(1.0, nll, nll, len(gold), reason)
-    inverse, warning = _inverse_temperature(logits, gold)
-    before, after = (_moments(logits, gold, at)[0] for at in (1.0, inverse))
+    before, *_ = _moments(logits, gold, 1.0)
+    inverse, after, warning = _minimum(logits, gold)
     if after > before:  # by rounding, when the minimum is at 1
         inverse, after = 1.0, before
     return FittedTemperature(1 / inverse, before, after, len(gold), warning)
 
 
-def _inverse_temperature(logits: Tensor, gold: Tensor) -> tuple[float, str | None]:
-    """Newton's method on 1 / T, kept inside a bracket that bisection halves."""
-    low, high = 1 / MOST, 1 / LEAST
-    if _moments(logits, gold, low)[1] >= 0:
-        return low, f"the fit ends at the highest temperature, {MOST:g}: the logits mislead"
-    if _moments(logits, gold, high)[1] <= 0:
-        return high, f"the fit ends at the lowest temperature, {LEAST:g}: the model is always right"
-    at = 1.0
+def _minimum(logits: Tensor, gold: Tensor) -> tuple[float, float, str | None]:
+    """Best 1 / T, its mean negative log-likelihood, and whether a bound stopped the search.
+
+    Newton's method inside a bracket, halved where a step would leave it twice.
+    """
+    low, high = least, most = 1 / MOST, 1 / LEAST
+    at, tried, warning = 1.0, set[float](), None
     for _ in range(STEPS):
-        _, slope, curvature = _moments(logits, gold, at)
+        nll, slope, curvature = _moments(logits, gold, at)
+        if at == least and slope >= 0:
+            warning = f"the fit ends at the highest temperature, {MOST:g}: the logits mislead"
+        if at == most and slope <= 0:
+            warning = f"the fit ends at the lowest one, {LEAST:g}: the model is always right"
+        tried.add(at)
         low, high = (at, high) if slope < 0 else (low, at)
-        target = at - slope / curvature if curvature > 0 else math.inf
-        target = target if low < target < high else (low + high) / 2
-        if abs(target - at) <= 1e-7 * at:
+        step = slope / curvature if curvature > 0 else math.copysign(math.inf, slope)
+        target = min(max(at - step, low), high)
+        target = (low + high) / 2 if target in tried and target != at else target
+        if warning or abs(target - at) <= CLOSE * at:
             break
         at = target
-    return at, None
+    return at, nll, warning
 
 
 def _moments(logits: Tensor, gold: Tensor, inverse: float) -> tuple[float, float, float]:
@@ -124,14 +130,13 @@ def _moments(logits: Tensor, gold: Tensor, inverse: float) -> tuple[float, float
     sums = np.zeros(3)
     rows = max(1, 2**20 // logits.shape[1])  # stays in the cache
     for part, ids in zip(logits.split(rows), gold.split(rows), strict=True):
-        values = part.float()
+        values = part.float()  # at most 0, and 0 somewhere: the sum is at least 1
         at_gold = values.gather(1, ids[:, None])[:, 0]
-        scaled = values * inverse
-        partition = scaled.logsumexp(1)
-        probabilities = (scaled - partition[:, None]).exp_()
-        expected = (probabilities * values).sum(1)
-        variance = (probabilities * (values - expected[:, None]).square_()).sum(1)
-        figures = (partition - inverse * at_gold, expected - at_gold, variance)
+        weights = (values * inverse).exp_()
+        total = weights.sum(1)
+        expected = weights.mul_(values).sum(1) / total
+        squared = weights.mul_(values).sum(1) / total
+        figures = (total.log() - inverse * at_gold, expected - at_gold, squared - expected**2)
         sums += [each.double().sum().item() for each in figures]
     nll, slope, curvature = sums / len(gold)
     return float(nll), float(slope), float(curvature)
