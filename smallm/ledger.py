@@ -15,6 +15,7 @@ import torch
 
 import smallm
 from smallm import confirmation, leaderboard, report, results
+from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
 from smallm.confirmation import Confirmed, Finalist
 from smallm.errors import SmallmError
@@ -134,9 +135,10 @@ class Ledger:
     def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the confirmation to the record, saves the champion and registers it."""
         champion, *_ = ordered = confirmation.ranked(confirmed)
-        tokens = opened(champion.finalist.settings, self.folders)
-        ratio = champion.finalist.settings.training.split_ratio
-        _, final = self.tape.heldout(self.space.heldout_ratios())
+        settings = champion.finalist.settings
+        tokens = opened(settings, self.folders)
+        ratio = settings.training.split_ratio
+        selection, final = self.tape.heldout(self.space.heldout_ratios())
         references = reference_scores(tokens, self.tape.training(ratio), final)
         core = champion.core(tokens.vocabulary)
         record |= confirmation.confirmation_record(ordered, references, record["searched"])
@@ -144,8 +146,9 @@ class Ledger:
         folder = self.folder / "champion"
         if not folder.exists():
             with whole_folder(folder) as temporary:
-                card = confirmation.card(champion, record)
-                save_model(core, champion.finalist.settings, tokens, temporary, card=card)
+                window, card = settings.model.window, confirmation.card(champion, record)
+                fitted = fitted_temperature(core, tokens, selection, window=window)
+                save_model(core, settings, tokens, temporary, card=card, temperature=fitted)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),

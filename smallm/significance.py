@@ -205,12 +205,12 @@ def _resampled(table: Floats, sizes: Floats, draws: int, seed: int) -> tuple[Flo
     weights = rng.multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds  # (draws, seeds)
     scores = [
         (counts @ table.T) / (math.log(2) * (counts @ sizes))[:, None]
-        for counts in _document_counts(rng, documents, draws)
+        for counts in document_counts(rng, documents, draws)
     ]
     return np.concatenate(scores), weights  # (draws, seeds) both
 
 
-def _document_counts(rng: np.random.Generator, documents: int, draws: int) -> Iterator[Floats]:
+def document_counts(rng: np.random.Generator, documents: int, draws: int) -> Iterator[Floats]:
     """How often each document is drawn, in blocks of draws that stay small in memory."""
     block = max(1, WEIGHTS_IN_MEMORY // documents)
     for start in range(0, draws, block):

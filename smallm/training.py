@@ -100,7 +100,7 @@ class Training:
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
         saved = read_json(resume_from / "training.json") if resume_from else None
-        if saved and saved["settings"] != settings.flat():
+        if saved and Settings.from_flat(saved["settings"]) != settings:
             raise SmallmError(f"{resume_from}: was saved by a run with other settings")
         self.stacked = saved["stacked"] if saved else self._choose_stacked()
         self.groups = self._groups(stacked=self.stacked)

@@ -104,16 +104,19 @@ def median_seed(progress: Progress) -> int:
 
 def save_median(training: Training, progress: Progress, folder: Path) -> dict[str, Any]:
     """Saves the replicate with the median score as a Hugging Face folder; gives the record."""
+    from smallm.calibration import fitted_temperature
     from smallm.champion import save_model
 
     seed = median_seed(progress)
+    settings, tokens, core = training.settings, training.tokens, training.trained(seed)
+    temperature = fitted_temperature(core, tokens, training.selection, window=settings.model.window)
     card = (
         f"# SmaLLM\n\nSeed {seed}: {progress.bits_per_byte[seed]:.4f} bits per byte on the "
         f"selection slice; {progress.mean:.4f} ± {progress.spread:.4f} over "
         f"{len(progress.bits_per_byte)} seeds.\n"
     )
     with whole_folder(folder) as temporary:
-        save_model(training.trained(seed), training.settings, training.tokens, temporary, card=card)
+        save_model(core, settings, tokens, temporary, card=card, temperature=temperature)
     return {
         "folder": str(folder),
         "seed": seed,
@@ -121,9 +124,10 @@ def save_median(training: Training, progress: Progress, folder: Path) -> dict[st
         "mean": progress.mean,
         "spread": progress.spread,
         "failures": progress.failures,
+        "temperature": temperature,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(progress.tokens_per_second, 1),
-        "corpus": training.tokens.tape.manifest["digest"],
-        "settings": training.settings.flat(),
+        "corpus": tokens.tape.manifest["digest"],
+        "settings": settings.flat(),
     }

@@ -16,7 +16,7 @@ LEVELS = [
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates", "quality"],
-    ["training", "evaluation", "champion"],
+    ["training", "evaluation", "champion", "calibration"],
     ["baselines"],
     ["predictors"],
     ["training_run"],
