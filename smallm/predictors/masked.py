@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 Encoded = list[tuple[list[int], list[int]]]  # for each text: ids, word ids
 
 TOKENS_AT_ONCE = 2048  # more is slower on a CPU
+NO_DISTRIBUTION = "is a masked model and defines no distribution over texts"
 PROBE = "a"  # stands before a piece to see whether the piece takes a space before it
 
 
@@ -190,12 +191,12 @@ class Masked:
 
     def stream(self, prompt: str, decoding: Decoding) -> NoReturn:
         """Raises SmallmError: what is no distribution over texts cannot continue one."""
-        raise SmallmError(f"{self.name} {_NO_DISTRIBUTION}: it cannot continue a text")
+        raise SmallmError(f"{self.name} {NO_DISTRIBUTION}: it cannot continue a text")
 
     def score(self, texts: Sequence[str], *, temperatures: Sequence[float] = (1.0,)) -> NoReturn:
         """Raises SmallmError: there is no likelihood; `pseudo_score` gives what there is."""
         raise SmallmError(
-            f"{self.name} {_NO_DISTRIBUTION}: it has pseudo-log-likelihoods, not bits per byte"
+            f"{self.name} {NO_DISTRIBUTION}: it has pseudo-log-likelihoods, not bits per byte"
         )
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
@@ -254,7 +255,7 @@ class Masked:
         return int(self.tokenizer.pad_token_id or 0)  # no one attends to it
 
     def _logits(self, inputs: Tensor, attention: Tensor, places: Sequence[int]) -> Tensor:
-        """Logits at one place of each row: (rows, ids), as float32 or wider."""
+        """Logits at one place of each row in float32: (rows, ids)."""
         chosen = torch.tensor(places, device=self.device)
         with _only_at(self.model, chosen):
             output = self.model(
@@ -300,9 +301,6 @@ class Masked:
             and number not in special
         ]
         return [pieces[number] for number in ids], torch.tensor(ids, device=self.device)
-
-
-_NO_DISTRIBUTION = "is a masked model and defines no distribution over texts"
 
 
 def _check(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
