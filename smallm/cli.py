@@ -14,6 +14,7 @@ from smallm.cli_corpus import RATIOS, corpus, corpus_tapes, slices_of
 from smallm.errors import SmallmError
 from smallm.home import newest_search, open_home
 from smallm.options import (
+    Temperature,
     as_json,
     examples,
     messages,
@@ -158,13 +159,20 @@ def evaluate(model: str, given: dict[str, Any], slice_name: str, as_json: bool) 
     epilog=examples(
         'smallm generate champion --prompt "Neural networks are"',
         'smallm generate champion --prompt "The loss" --temperature 0 --max-tokens 20',
+        'smallm generate champion --prompt "The loss" --temperature fitted',
         'smallm generate champion --prompt "The loss" -n 3 --seed 7 --json',
     )
 )
 @click.argument("model")
 @click.option("--prompt", required=True, help="Text to continue; may be empty.")
 @click.option("--max-tokens", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True)
+@click.option(
+    "--temperature",
+    type=Temperature(),
+    default=1.0,
+    show_default=True,
+    help="A number, 0 is greedy; or `fitted`, as saved with the model.",
+)
 @click.option("--top-k", type=click.IntRange(0), default=50, show_default=True, help="0 is all.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -173,7 +181,7 @@ def evaluate(model: str, given: dict[str, Any], slice_name: str, as_json: bool) 
 def generate(
     model: str, prompt: str, max_tokens: int, count: int, as_json: bool, **sampling: Any
 ) -> None:
-    """Continue a prompt with a MODEL (a folder, or `champion`); temperature 0 is greedy.
+    """Continue a prompt with a MODEL (a folder, or `champion`).
 
     Text is printed as it is made. Each of several texts has its own seed, from --seed upwards.
     """
@@ -181,8 +189,12 @@ def generate(
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
     from transformers.utils import logging
 
+    from smallm.champion import saved_temperature
+
     logging.disable_progress_bar()
     folder = _model_folder(model)
+    if sampling["temperature"] == Temperature.FITTED:
+        sampling["temperature"] = saved_temperature(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     network = AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer(prompt)["input_ids"]
@@ -214,6 +226,7 @@ def report(search: str | None, as_json: bool) -> None:
     from rich.console import Console
 
     from smallm import report as reports
+    from smallm.leaderboard import terminal_table, write_leaderboard
     from smallm.results import sentences
 
     folder = _search_folder(search)
@@ -221,8 +234,8 @@ def report(search: str | None, as_json: bool) -> None:
     if as_json:
         return print_json(result)
     reports.write_report(result, folder / "report.html")
-    reports.write_leaderboard(result, folder / "leaderboard.csv")
-    Console().print(reports.terminal_table(result))
+    write_leaderboard(result, folder / "leaderboard.csv")
+    Console().print(terminal_table(result))
     for line in sentences(result):
         click.echo(f"- {line}")
     click.echo(f"report: {folder / 'report.html'}")

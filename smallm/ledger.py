@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import smallm
-from smallm import confirmation, report, results
+from smallm import confirmation, leaderboard, report, results
+from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
 from smallm.confirmation import Confirmed, Finalist
 from smallm.errors import SmallmError
@@ -134,9 +135,10 @@ class Ledger:
     def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the confirmation to the record, saves the champion and registers it."""
         champion, *_ = ordered = confirmation.ranked(confirmed)
-        tokens = opened(champion.finalist.settings, self.folders)
-        ratio = champion.finalist.settings.training.split_ratio
-        _, final = self.tape.heldout(self.space.heldout_ratios())
+        settings = champion.finalist.settings
+        tokens = opened(settings, self.folders)
+        ratio = settings.training.split_ratio
+        selection, final = self.tape.heldout(self.space.heldout_ratios())
         references = reference_scores(tokens, self.tape.training(ratio), final)
         core = champion.core(tokens.vocabulary)
         record |= confirmation.confirmation_record(ordered, references, record["searched"])
@@ -144,8 +146,9 @@ class Ledger:
         folder = self.folder / "champion"
         if not folder.exists():
             with whole_folder(folder) as temporary:
-                card = confirmation.card(champion, record)
-                save_model(core, champion.finalist.settings, tokens, temporary, card=card)
+                window, card = settings.model.window, confirmation.card(champion, record)
+                fitted = fitted_temperature(core, tokens, selection, window=window)
+                save_model(core, settings, tokens, temporary, card=card, temperature=fitted)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),
@@ -190,11 +193,12 @@ class Ledger:
                 0, f"The search was interrupted: go on with --resume {self.folder.name}."
             )
         elif not record["conclusion"]:
-            record["conclusion"] = ["No config reached the full budget: there is no champion."]
+            record["conclusion"] = [_no_champion(record["trials"])]
         write_json(self.folder / "result.json", record)
-        report.write_leaderboard(record, self.folder / "leaderboard.csv")
+        leaderboard.write_leaderboard(record, self.folder / "leaderboard.csv")
         report.write_report(record, self.folder / "report.html")
-        for name in ("result.json", "leaderboard.csv", "report.html"):
+        report.write_plots(record, self.folder / "plots")
+        for name in ("result.json", "leaderboard.csv", "report.html", "plots"):
             self.tracker.log_artifacts("search", self.folder / name)
         self.tracker.end_run(
             "search",
@@ -204,7 +208,7 @@ class Ledger:
         self._print(record)
 
     def _print(self, record: Mapping[str, Any]) -> None:
-        self.display.console.print(report.terminal_table(dict(record)))
+        self.display.console.print(leaderboard.terminal_table(record))
         for line in results.sentences(record):
             self.display.console.print(f"- {line}", markup=False)
         spent = record["overhead"]
@@ -215,13 +219,20 @@ class Ledger:
         )
         self.say(f"report: {self.folder / 'report.html'}")
 
-    def close(self) -> None:
-        """Waits for MLflow, and says what it could not record."""
-        pending = self.tracker.close(timeout=60)
+    def close(self, *, timeout: float) -> None:
+        """Waits at most that many seconds for MLflow, and says what it could not record."""
+        pending = self.tracker.close(timeout=timeout)
         if pending:
             self.say(
                 f"{pending} records wait for MLflow: `smallm sync {self.folder.name}` sends them"
             )
+
+
+def _no_champion(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Why there is no champion: no trial came through."""
+    failures = [trial["reason"] for trial in trials if trial["status"] == "failed"]
+    first = f"; {len(failures)} failed, the first with: {failures[0]}" if failures else ""
+    return f"No config reached the full budget: there is no champion{first}"
 
 
 def new_search(

@@ -91,6 +91,8 @@ class ModelSettings(Group):
     """Number of hidden layers."""
     tied: bool = True
     """Share the output layer with the embeddings, through a projection to their width."""
+    normalized_output: bool = False
+    """Compare the hidden state with the embeddings by cosine, times a learned temperature."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units switched off in training."""
 

@@ -18,7 +18,7 @@ what it was credited, L(w), and U(w) = L(w) + that mass. U(w) is at most L(w) + 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -76,7 +76,7 @@ class Lexicon:
             for head, ids in self.by_head.items()
             if (count := int(np.count_nonzero(among[ids])))
         }
-        return max((chain for _, chain in _along(counts)), default=0)
+        return int(max((chain for _, chain in _along(counts)), default=0))
 
     def beginning(self, text: bytes) -> Iterator[int]:
         """Ids with which a text may begin, white space before it included."""
@@ -90,7 +90,7 @@ def lexicon_of(token_bytes: tuple[bytes, ...], end_ids: frozenset[int]) -> Lexic
     return Lexicon(token_bytes, end_ids)
 
 
-def _along(values: dict[bytes, float]) -> Iterator[tuple[bytes, float]]:
+def _along(values: Mapping[bytes, float]) -> Iterator[tuple[bytes, float]]:
     """For each text, the sum of the values at all texts that it begins with."""
     path: list[tuple[bytes, float]] = []
     for text in sorted(values):

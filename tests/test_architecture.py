@@ -12,16 +12,18 @@ import smallm
 ROOT = Path(smallm.__file__).parent
 # Each line may import from itself and from the lines above.
 LEVELS = [
-    ["__init__", "errors", "files", "settings", "provenance", "spaces"],
+    ["__init__", "errors", "files", "hardware", "settings", "provenance", "spaces"],
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
     ["home", "options", "space", "tape"],
-    ["batches", "scoring", "replicates"],
-    ["training", "evaluation", "champion"],
+    ["batches", "scoring", "replicates", "quality"],
+    ["training", "evaluation", "champion", "calibration"],
+    ["baselines"],
     ["predictors", "next_words", "word_search"],
     ["training_run"],
-    ["journal", "mlflow_store", "mlflow_model", "tracking", "plots", "report"],
+    ["journal", "mlflow_store", "mlflow_model", "tracking"],
+    ["plots", "page", "terminal", "leaderboard", "report"],
     ["results", "progress", "confirmation", "ledger"],
-    ["cli_corpus"],
+    ["cli_corpus", "cli_baselines"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -309,6 +309,24 @@ def test_generate_at_temperature_0_does_not_depend_on_the_seed(smallm, trained):
     assert smallm(*args, "--seed", "1").out == smallm(*args, "--seed", "2").out
 
 
+def test_generate_takes_the_temperature_that_train_fitted(smallm, trained, tmp_path):
+    args = ["generate", trained.folder, "--prompt", "The small", "--json", "--temperature"]
+    number = trained.record["temperature"]
+    assert number == pytest.approx(1, rel=0.3)
+    assert smallm(*args, "fitted").out == smallm(*args, number).out
+    shutil.copytree(trained.folder, tmp_path / "plain")
+    (tmp_path / "plain" / "generation_config.json").write_text("{}")
+    args[1] = tmp_path / "plain"
+    assert_one_line(smallm(*args, "fitted"), "plain", "no fitted temp", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("value", ["warm", "-1", "nan", "inf", ""])
+def test_a_wrong_temperature_names_what_is_allowed(smallm, trained, value):
+    run = smallm("generate", trained.folder, "--prompt", "x", "--temperature", value)
+    assert run.code == 2
+    assert f"{value!r} is neither a number from 0 up nor `fitted`" in run.err
+
+
 def test_ctrl_c_ends_with_130_and_resume_gives_the_numbers_of_an_uninterrupted_run(
     smallm, corpus_options, tmp_path
 ):

