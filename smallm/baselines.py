@@ -70,6 +70,7 @@ class Unavailable:
 
 
 State = Available | Unavailable
+Trouble = Callable[[], Unavailable | None]
 
 
 def states() -> dict[str, State]:
@@ -108,8 +109,8 @@ def baseline(name: str) -> Baseline | None:
     return None
 
 
-def hub_trouble() -> str | None:
-    """Why nothing can be fetched from the hub; None when it answers."""
+def hub_trouble() -> Unavailable | None:
+    """Why nothing can be fetched from the hub, and what to do; None when it answers."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # under either name
@@ -117,13 +118,13 @@ def hub_trouble() -> str | None:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set"
+        return Unavailable("HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to fetch it")
     except (httpx.HTTPError, OSError):
-        return f"{constants.ENDPOINT} cannot be reached"
+        return Unavailable(f"{constants.ENDPOINT} cannot be reached", "check the network")
     return None
 
 
-def _baseline_state(known: Baseline, trouble: Callable[[], str | None]) -> State:
+def _baseline_state(known: Baseline, trouble: Trouble) -> State:
     return (
         _package_state(known.package) if known.package else _hub_state(known.repositories, trouble)
     )
@@ -146,7 +147,7 @@ def _package_state(package: str) -> State:
     return Available(files[0])
 
 
-def _hub_state(repositories: tuple[str, ...], trouble: Callable[[], str | None]) -> State:
+def _hub_state(repositories: tuple[str, ...], trouble: Trouble) -> State:
     for repository in repositories:
         folder = _cached(repository)
         if folder is not None:
@@ -155,9 +156,8 @@ def _hub_state(repositories: tuple[str, ...], trouble: Callable[[], str | None])
     if why is None:
         return Available(repositories[0])
     return Unavailable(
-        f"not in the local cache, and {why}",
-        f"with network: unset HF_HUB_OFFLINE; without: copy a download of {repositories[0]} here "
-        "and give its folder as the model",
+        f"not in the local cache, and {why.reason}",
+        f"{why.remedy}, or download {repositories[0]} elsewhere and name its folder as the model",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallm.cli_baselines import baselines
 from smallm.cli_corpus import RATIOS, corpus, corpus_tapes, slices_of
 from smallm.errors import SmallmError
 from smallm.home import newest_search, open_home
@@ -44,6 +45,7 @@ def cli() -> None:
 
 
 cli.add_command(corpus)
+cli.add_command(baselines)
 
 
 def main() -> None:

@@ -210,3 +210,15 @@ def write_gguf(file, model, tokenizer, pre_tokenizer="smollm"):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def in_hub_cache(cache, repository, model, tokenizer):
+    """Saves a model where huggingface_hub keeps what it has fetched; gives the folder."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    folder = place / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +43,25 @@ def _pre_tokenizer(file: Path) -> str | None:
 
 def _convert(file: Path, pre_tokenizer: str | None, folder: Path) -> None:
     import torch
+    from safetensors.torch import save_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     source: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+        with redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise SmallmError(f"{file}: cannot be read by transformers: {_short(error)}") from None
     _correct(tokenizer.backend_tokenizer, pre_tokenizer, file)
     tokenizer.save_pretrained(folder)
     del model.config.quantization_config
-    plain = AutoModelForCausalLM.from_config(model.config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    # A model from GGUF refuses save_pretrained, though its weights are plain numbers now.
+    save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def _correct(backend: Any, pre_tokenizer: str | None, file: Path) -> None:

@@ -12,6 +12,7 @@ from smallm.files import read_json
 from smallm.predictors import Kind, Predictor
 
 FETCHED = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")  # never a pickle
+TOKENIZERS = ("tokenizer.json", "vocab.*", "*.model", "words.json")  # any of these
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -24,7 +25,7 @@ def load_predictor(name: str, *, home: Path, threads: int, device: str = "cpu") 
 
     torch.set_num_threads(threads)
     folder = model_folder(name, home=home)
-    require_weights(folder)
+    require_model(folder)
     if kind_of(folder) == "masked":
         from smallm.predictors.masked import Masked
 
@@ -56,8 +57,8 @@ def model_folder(name: str, *, home: Path) -> Path:
     )
 
 
-def require_weights(folder: Path) -> None:
-    """Raises SmallmError unless the folder has a config and whole safetensors files."""
+def require_model(folder: Path) -> None:
+    """Raises SmallmError unless the folder has config, tokenizer and whole safetensors files."""
     from safetensors import SafetensorError, safe_open
 
     if not (folder / "config.json").exists():
@@ -82,6 +83,8 @@ def require_weights(folder: Path) -> None:
             raise SmallmError(f"{file}: is missing, the index names it") from None
         except (SafetensorError, OSError) as error:
             raise SmallmError(f"{file}: is damaged: {error}") from None
+    if not any(each for pattern in TOKENIZERS for each in folder.glob(pattern)):
+        raise SmallmError(f"{folder}: holds no tokenizer (tokenizer.json)")
 
 
 def kind_of(folder: Path) -> Kind:

@@ -33,12 +33,10 @@ def token_bytes(tokenizer: Any, ids: int) -> tuple[bytes, ...]:
             f"{type(tokenizer).__name__}: neither byte-level BPE nor SentencePiece: it does not "
             "tell the bytes of a token"
         )
-    found = [b""] * ids
-    for token, number in backend.get_vocab(with_added_tokens=True).items():
-        found[number] = convert(token)
+    found = {n: convert(token) for token, n in backend.get_vocab(with_added_tokens=True).items()}
     for number, added in backend.get_added_tokens_decoder().items():
         found[number] = b"" if added.special else added.content.encode()
-    return tuple(found)
+    return tuple(found.get(number, b"") for number in range(ids))
 
 
 def _of_words(words: list[str]) -> tuple[bytes, ...]:
