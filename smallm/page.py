@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from smallm.charts import Plot
+
 CSS = """
 :root { color-scheme: light; --ink: #22282f; --soft: #5b6570; --line: #dfe3e7; --blue: #0072b2 }
 * { box-sizing: border-box }
@@ -87,6 +89,16 @@ def pairs(rows: Iterable[tuple[object, object]]) -> Html:
 def details(summary: str, body: Html) -> Html:
     """A part that opens when its summary is clicked."""
     return tag("details", tag("summary", summary), body)
+
+
+def figures(plots: Sequence[Plot], section: str, *beside: Html) -> Html:
+    """The plots of one section, with more beside them."""
+    drawn = [
+        tag("figure", Html(plot.svg), tag("figcaption", plot.caption))
+        for plot in plots
+        if plot.section == section
+    ]
+    return tag("div", *drawn, *beside, class_="plots")
 
 
 def page(title: str, facts: Iterable[str], sections: Mapping[str, Html]) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from smallm.charts import Plot
+from smallm.comparison_section import comparison_sections
 from smallm.errors import SmallmError
 from smallm.files import read_json, write_text
 from smallm.leaderboard import (
@@ -22,8 +24,8 @@ from smallm.leaderboard import (
     roles,
     span,
 )
-from smallm.page import Html, details, join, page, pairs, table, tag
-from smallm.plots import Plot, Record, draw_plots, label, score, shown, tokens_shown
+from smallm.page import Html, details, figures, join, page, pairs, table, tag
+from smallm.plots import Record, draw_plots, label, score, shown, tokens_shown
 
 SCHEMA = 1
 DEFINITIONS = {
@@ -61,6 +63,7 @@ def write_report(result: Record, path: Path) -> None:
         "Conclusion": _conclusion(result),
         "Finalists": _finalists(result, plots),
         "Reference models": _references(result, plots),
+        **comparison_sections(result.get("comparison") or {"models": ()}),
         "Search": _search(result, plots),
         "All trials": _trials(result),
         "Corpus": _corpus(result.get("corpus") or {}),
@@ -81,15 +84,6 @@ def write_report(result: Record, path: Path) -> None:
 def _size(part: Record) -> str:
     count = part.get("bytes", 0)
     return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count:,} bytes"
-
-
-def _figures(plots: Sequence[Plot], section: str, *beside: Html) -> Html:
-    figures = [
-        tag("figure", Html(plot.svg), tag("figcaption", plot.caption))
-        for plot in plots
-        if plot.section == section
-    ]
-    return tag("div", *figures, *beside, class_="plots")
 
 
 def write_plots(result: Record, folder: Path) -> None:
@@ -158,8 +152,8 @@ def _finalists(result: Record, plots: Sequence[Plot]) -> Html:
     ]
     body = table(header, ([title, *cells] for title, cells in rows.items()))
     if len(finalists) > 3:  # too wide to stand beside the plot
-        return join(_figures(plots, "finalists"), body)
-    return _figures(plots, "finalists", body)
+        return join(figures(plots, "finalists"), body)
+    return figures(plots, "finalists", body)
 
 
 def _metric(final: Record, key: str) -> str:
@@ -175,14 +169,14 @@ def _references(result: Record, plots: Sequence[Plot]) -> Html:
     references = result.get("references") or ()
     rows = [(r["name"], f"{r['bits_per_byte']:.3f}", r.get("note") or "") for r in references]
     body = table(["model", "bits per byte", "note"], rows)
-    return _figures(plots, "references", body) if rows else Html()
+    return figures(plots, "references", body) if rows else Html()
 
 
 def _search(result: Record, plots: Sequence[Plot]) -> Html:
     advice, correlation = result.get("replication_advice"), result.get("intraclass_correlation")
     share = "" if correlation is None else f" (Intraclass correlation {correlation:.2f}.)"
     words = tag("p", tag("strong", "Seeds or configs? "), f"{advice}{share}") if advice else Html()
-    return join(_figures(plots, "search"), words, _figures(plots, "settings"))
+    return join(figures(plots, "search"), words, figures(plots, "settings"))
 
 
 def _trials(result: Record) -> Html:

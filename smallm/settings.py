@@ -20,6 +20,8 @@ from smallm.errors import SmallmError, unknown_name
 
 Model = TypeVar("Model", bound=BaseModel)
 
+SCORED_BYTES = 65_536  # of held-out text, where models are compared and no more is asked for
+
 
 class Group(BaseModel):
     """A frozen group of settings; unknown fields are errors, docstrings are the help texts."""

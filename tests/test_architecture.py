@@ -19,11 +19,12 @@ LEVELS = [
     ["training", "evaluation", "champion", "calibration"],
     ["baselines"],
     ["predictors", "next_words", "word_search"],
-    ["training_run"],
+    ["training_run", "comparison", "prompts"],
     ["journal", "mlflow_store", "mlflow_model", "tracking"],
-    ["plots", "page", "terminal", "leaderboard", "report"],
-    ["results", "progress", "confirmation", "ledger"],
-    ["cli_corpus", "cli_baselines"],
+    ["charts", "plots", "page", "terminal", "leaderboard"],
+    ["comparison_tables", "comparison_plots", "comparison_section", "report"],
+    ["evaluation_run", "results", "progress", "confirmation", "ledger"],
+    ["cli_corpus", "cli_baselines", "cli_models"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

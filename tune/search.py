@@ -32,6 +32,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from smallm import confirmation, results
+from smallm.baselines import BASELINES
 from smallm.confirmation import Confirmed
 from smallm.errors import SmallmError
 from smallm.home import open_home
@@ -366,6 +367,7 @@ def run(ledger: Ledger) -> int:
         ray.shutdown()
     if confirmed:
         ledger.crown(confirmed, record)
+        ledger.compare(confirmed, record, device=job["device"])
     ledger.publish(record, confirmed, wall=wall, interrupted=interrupted)
     if interrupted:
         return 130
@@ -379,12 +381,19 @@ def run(ledger: Ledger) -> int:
 @click.option("--space", default="quick", help="A space that ships with SmaLLM, or a YAML file.")
 @click.option("--trials", type=click.IntRange(1), help="Number of configs, instead of the space's.")
 @click.option("--confirmed", type=click.IntRange(1), help="How many of the best to confirm.")
+@click.option("--baseline", multiple=True, help="One more model to compare with; see `smallm`.")
+@click.option("--no-comparison", is_flag=True, help="Do not compare with pretrained models.")
 @click.option("--name", help="Name of the search; by default corpus, space and time.")
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 def main(
-    given: dict[str, Any], space: str, name: str | None, resume: str | None, **sizes: Any
+    given: dict[str, Any],
+    space: str,
+    baseline: tuple[str, ...],
+    no_comparison: bool,
+    resume: str | None,
+    **sizes: Any,
 ) -> None:
-    """Search settings of a SmaLLM on a corpus, confirm the best, crown a champion.
+    """Search settings of a SmaLLM on a corpus, confirm the best, crown and compare a champion.
 
     Settings given as flags or in --config are fixed for all trials.
     """
@@ -392,7 +401,8 @@ def main(
     if resume:
         folder = search_to_resume(home, resume)
     else:
-        folder = new_search(home, load_space(space), given, name=name, **sizes)
+        baselines = [] if no_comparison else [*BASELINES, *baseline]
+        folder = new_search(home, load_space(space), given, baselines=baselines, **sizes)
     ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
