@@ -259,6 +259,7 @@ def evaluate(
     with EvaluationRun(chosen.home, tell=_tell) as run:
         record = comparison.evaluate(chosen.each(), text, _tell)
         record["corpus"] = {name: tape.manifest[name] for name in ("source", "digest")}
+        record["folders"] = {name: str(folder) for name, folder in chosen.smallms.items()}
         record["own_tokens"] = {
             name: comparison.own_tokens(folder, tape, part, ratio=ratios[name])
             for name, folder in chosen.smallms.items()

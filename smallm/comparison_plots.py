@@ -17,6 +17,7 @@ from smallm.charts import (
     panels,
     style,
 )
+from smallm.leaderboard import name_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
         color = colors[row["name"]]
         axes.errorbar(row[what], bits["value"], yerr=ends, color=color, marker="o", ms=7, capsize=3)
         axes.annotate(
-            row["name"],
+            name_shown(row["name"]),
             (row[what], bits["value"]),
             xytext=(8, 6),
             textcoords="offset points",
@@ -114,7 +115,7 @@ def _reliability(row: Record, color: str) -> Plot:
         ys = [point["accuracy"] for point in points]
         axes.plot(xs, ys, color=color, ls=line, marker="o", ms=5, mfc=fill, label=label)
     axes.set(
-        title=f"Reliability of {row['name']}",
+        title=f"Reliability of {name_shown(row['name'])}",
         xlabel="how sure the model is of its first choice",
         ylabel="how often that is right",
         xlim=(0, 1),
@@ -145,7 +146,7 @@ def _next_words(name: str, found: Record, place: int, color: str) -> Plot:
             f"Not certain: {100 * found['residual']:.1f} % of the probability was not looked at."
         )
     return finished(
-        bars(name, "probability of the next word (%)", shown, "{:.1f}"),
+        bars(name_shown(name), "probability of the next word (%)", shown, "{:.1f}"),
         f"next_words_{place}_{name}",
         "prompts",
         certain,

@@ -7,7 +7,7 @@ from typing import Any
 
 from smallm.comparison_plots import draw_comparison, draw_next_words
 from smallm.comparison_tables import next_word_shown, note, parameters_shown, percent
-from smallm.leaderboard import NONE, span
+from smallm.leaderboard import NONE, name_shown, span
 from smallm.page import Html, figures, join, table, tag
 
 Record = Mapping[str, Any]
@@ -53,7 +53,7 @@ def _scores(record: Record) -> Html:
 
 def _row(row: Record, cells: Sequence[object], width: int) -> list[object]:
     """A table row; a model without the figures shows dashes and the reason."""
-    return [row["name"], *(cells or [NONE] * width), note(row)]
+    return [name_shown(row["name"]), *(cells or [NONE] * width), note(row)]
 
 
 def _comparable(rows: Sequence[Record]) -> Html:
@@ -169,9 +169,9 @@ def _prompts(record: Record) -> Html:
 
 def _answer(row: Record, place: int) -> list[object]:
     if "reason" in row:
-        return [row["name"], note(row), NONE]
+        return [name_shown(row["name"]), note(row), NONE]
     answer = row["prompts"][place]
     times = [answer.get(f"{what}_seconds") for what in ("next_words", "continuation")]
     shown = " + ".join(f"{seconds:.2f}" for seconds in times if seconds is not None)
     text = answer["error"] or answer.get("continuation") or "a masked model: single words only"
-    return [row["name"], text, shown or NONE]
+    return [name_shown(row["name"]), text, shown or NONE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smallm.leaderboard import NONE, span
+from smallm.leaderboard import NONE, name_shown, span
 from smallm.terminal import plain_table, texts
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _rows(
     width = len(table.columns) - 2
     for row in rows:
         figures = cells(row) if row.get(needs) else [NONE] * width
-        table.add_row(*texts([row["name"], *figures, note(row)]))
+        table.add_row(*texts([name_shown(row["name"]), *figures, note(row)]))
     return table
 
 
@@ -172,13 +172,13 @@ def _quality_cells(found: Record) -> Sequence[object]:
 
 def _own(name: str, models: Mapping[str, Mapping[str, float]]) -> Table:
     table = plain_table(
-        f"In the tokens of {name}, which compare only with each other",
+        f"In the tokens of {name_shown(name)}, which compare only with each other",
         ["model"],
         ["bits per byte", *(figure.replace("_", " ") for figure in TOKEN_FIGURES)],
     )
     for model, figures in models.items():
         cells = (f"{figures[f]:,.3f}" if f in figures else NONE for f in TOKEN_FIGURES)
-        shown = name if model == "this model" else model
+        shown = name_shown(name) if model == "this model" else model
         table.add_row(*texts([shown, f"{figures['bits_per_byte']:.3f}", *cells]))
     return table
 
@@ -196,12 +196,12 @@ def _prompt(prompt: str, place: int, record: Record) -> Table:
 
 def _prompt_cells(row: Record, place: int) -> Iterator[str]:
     if "reason" in row:
-        yield from (row["name"], "", note(row))
+        yield from (name_shown(row["name"]), "", note(row))
         return
     answer = row["prompts"][place]
     times = [answer.get(f"{what}_seconds") for what in ("next_words", "continuation")]
     yield "\n".join(
-        [row["name"], *(f"{seconds:.2f} s" for seconds in times if seconds is not None)]
+        [name_shown(row["name"]), *(f"{seconds:.2f} s" for seconds in times if seconds is not None)]
     )
     found = answer.get("next_words")
     yield "" if found is None else "\n".join(words_shown(found))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NONE = "-"
+LONGEST_NAME = 24
 METRICS = {
     "nll": "Negative log-likelihood (nats)",
     "cross_entropy": "Cross-entropy (nats per token)",
@@ -152,6 +153,11 @@ def final_score(finalist: Record) -> tuple[str, str]:
 def span(interval: Record, decimals: int = 3) -> str:
     """The two ends of an interval."""
     return f"{interval['low']:.{decimals}f} to {interval['high']:.{decimals}f}"
+
+
+def name_shown(name: str) -> str:
+    """A model's name; of a long path the end."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def duration(seconds: float) -> str:
