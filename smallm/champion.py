@@ -7,22 +7,35 @@ from pathlib import Path
 from torch import nn
 
 from smallm.errors import SmallmError
-from smallm.files import write_text
+from smallm.files import read_json, write_text
 from smallm.settings import ModelSettings, Settings
 from smallm.tape import TokenTape, copy_tokenizer
 from smallm.tokens import Tokenizer, load_tokenizer
 
 
 def save_model(
-    core: nn.Module, settings: Settings, tokens: TokenTape, folder: Path, *, card: str
+    core: nn.Module,
+    settings: Settings,
+    tokens: TokenTape,
+    folder: Path,
+    *,
+    card: str,
+    temperature: float | None = None,
 ) -> None:
-    """Writes config, safetensors weights, tokenizer and model card into an existing folder."""
+    """Writes config, safetensors weights, tokenizer and model card into an existing folder.
+
+    With a fitted temperature, the model's `generate` samples with it unless told otherwise.
+    """
     from transformers.utils import logging
 
     from smallm.models.huggingface import wrap
 
     logging.disable_progress_bar()  # one small file: a bar would only flood a log
-    wrap(core, settings.model, tokens.tokenizer).save_pretrained(folder)
+    model = wrap(core, settings.model, tokens.tokenizer)
+    if temperature is not None:
+        # transformers refuses to save a temperature that its own default, greedy, would ignore
+        model.generation_config.update(do_sample=True, temperature=temperature)
+    model.save_pretrained(folder)
     copy_tokenizer(tokens, folder)
     write_text(folder / "README.md", card)
     write_text(folder / "settings.yaml", settings.to_yaml())
@@ -42,6 +55,15 @@ def load_core(folder: Path) -> tuple[nn.Module, ModelSettings, Tokenizer]:
     if not isinstance(model, SmaLLMForCausalLM):
         raise SmallmError(f"{folder}: holds a {type(model).__name__}, not a SmaLLM")
     return model.core, ModelSettings(**model.config.shape), load_tokenizer(folder)
+
+
+def saved_temperature(folder: Path) -> float:
+    """The fitted temperature that `save_model` wrote; SmallmError when there is none."""
+    file = folder / "generation_config.json"
+    temperature = read_json(file).get("temperature") if file.exists() else None
+    if temperature is None:
+        raise SmallmError(f"{folder}: holds no fitted temperature; give --temperature a number")
+    return float(temperature)
 
 
 def model_card(

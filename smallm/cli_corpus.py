@@ -111,19 +111,24 @@ def inspect(given: dict[str, Any], samples: int, as_json: bool) -> None:
     return None
 
 
-def corpus_tapes(given: dict[str, Any], *, tokenizer: Any = None) -> tuple[Tape, TokenTape]:
-    """The corpus of the settings with its tokens: their own tokenizer's or a given one's."""
+def corpus_tape(given: dict[str, Any]) -> Tape:
+    """The tape of the settings, built or opened."""
     from smallm.provenance import usable_cpus
-    from smallm.tape import build_tape, tokenize_tape, tokenize_with
+    from smallm.tape import build_tape
 
     settings = Settings.from_flat(given)
-    home = open_home()
     with messages().status(f"reading source {settings.corpus.source}"):
-        tape = build_tape(settings.corpus, home=home, workers=usable_cpus())
+        return build_tape(settings.corpus, home=open_home(), workers=usable_cpus())
+
+
+def corpus_tapes(given: dict[str, Any]) -> tuple[Tape, TokenTape]:
+    """The tape of the settings with its tokens."""
+    from smallm.tape import tokenize_tape
+
+    settings = Settings.from_flat(given)
+    tape = corpus_tape(given)
     ratios = [*RATIOS, settings.training.split_ratio]
     with messages().status(f"tokenizing {tape.manifest['bytes']:,} bytes"):
-        if tokenizer is not None:
-            return tape, tokenize_with(tape, tokenizer)
         return tape, tokenize_tape(tape, settings.tokens, ratios=ratios)
 
 

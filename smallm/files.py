@@ -7,9 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from smallm.errors import SmallmError
 
@@ -43,6 +45,18 @@ def disk_errors(target: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise SmallmError(f"{target}: cannot be written: {os.strerror(error.errno)}") from error
+    except SafetensorError as error:  # its writer's error for the same
+        raise SmallmError(f"{target}: cannot be written: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 text file; raises SmallmError that names it when it can't."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SmallmError(f"{path}: is not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise SmallmError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,6 +74,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole; NaN and infinity are refused."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def keep_first_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole unless there is one: of several writers the first counts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with disk_errors(path), suppress(FileExistsError):
+            temporary.write_text(json.dumps(content), encoding="utf-8")
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

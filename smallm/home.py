@@ -38,3 +38,9 @@ def newest_search(home: Path) -> Path:
     if not results:
         raise SmallmError(f"{home}: holds no finished search yet: run `make search`")
     return results[-1].parent
+
+
+def newest_champion(home: Path) -> Path | None:
+    """The model folder of the search that crowned last, if any has."""
+    found = sorted(home.glob("searches/*/champion"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None

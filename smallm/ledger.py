@@ -14,19 +14,25 @@ from typing import Any
 import torch
 
 import smallm
-from smallm import confirmation, report, results
+from smallm import comparison, confirmation, leaderboard, report, results
+from smallm.baselines import state
+from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
+from smallm.comparison_tables import evaluation_tables, prompt_tables
 from smallm.confirmation import Confirmed, Finalist
 from smallm.errors import SmallmError
 from smallm.evaluation import reference_scores
+from smallm.evaluation_run import keep_temperatures, track_models
 from smallm.files import read_json, whole_folder, write_json
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
-from smallm.settings import CorpusSettings, Settings, validated
+from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
 from smallm.tape import Tape, TokenTape, build_tape, tokenize_tape
 from smallm.tracking import CHAMPION_URI, Tracker
 from smallm.training import uses_bf16
+
+PROMPTS = 4  # of the default ones, that every model continues at the end of a search
 
 Folders = Mapping[tuple[str, int], str]
 """Folder of the tokens of each tokenizer, by kind and vocabulary."""
@@ -44,6 +50,8 @@ class Ledger:
     def __init__(self, folder: Path, *, uri: str) -> None:
         kept = read_json(folder / "search.json")
         self.folder = folder
+        self.home = folder.parents[1]
+        self.baselines: list[str] = kept["baselines"]
         self.space: Space = validated(Space, kept["space"])
         self.corpus: CorpusSettings = validated(CorpusSettings, kept["corpus"])
         self.default = self.space.config(self.space.default_point())
@@ -60,7 +68,7 @@ class Ledger:
     def build_corpus(self) -> None:
         """Builds or opens the tape and the tokens of every tokenizer that a trial may use."""
         start = time.perf_counter()
-        self.tape = build_tape(self.corpus, home=self.folder.parents[1], workers=usable_cpus())
+        self.tape = build_tape(self.corpus, home=self.home, workers=usable_cpus())
         ratios = self.space.heldout_ratios()
         self.folders: Folders = {
             (each.tokenizer, each.vocabulary): str(
@@ -120,6 +128,7 @@ class Ledger:
             "references": [],
             "conclusion": [],
             "champion": None,
+            "comparison": None,
         }
 
     def finalists(self, record: Mapping[str, Any]) -> list[Finalist]:
@@ -134,9 +143,10 @@ class Ledger:
     def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the confirmation to the record, saves the champion and registers it."""
         champion, *_ = ordered = confirmation.ranked(confirmed)
-        tokens = opened(champion.finalist.settings, self.folders)
-        ratio = champion.finalist.settings.training.split_ratio
-        _, final = self.tape.heldout(self.space.heldout_ratios())
+        settings = champion.finalist.settings
+        tokens = opened(settings, self.folders)
+        ratio = settings.training.split_ratio
+        selection, final = self.tape.heldout(self.space.heldout_ratios())
         references = reference_scores(tokens, self.tape.training(ratio), final)
         core = champion.core(tokens.vocabulary)
         record |= confirmation.confirmation_record(ordered, references, record["searched"])
@@ -144,8 +154,9 @@ class Ledger:
         folder = self.folder / "champion"
         if not folder.exists():
             with whole_folder(folder) as temporary:
-                card = confirmation.card(champion, record)
-                save_model(core, champion.finalist.settings, tokens, temporary, card=card)
+                window, card = settings.model.window, confirmation.card(champion, record)
+                fitted = fitted_temperature(core, tokens, selection, window=window)
+                save_model(core, settings, tokens, temporary, card=card, temperature=fitted)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),
@@ -153,6 +164,38 @@ class Ledger:
         }
         for each, row in zip(ordered, record["finalists"], strict=True):
             self._track_confirmation(each, row)
+
+    def compare(
+        self, confirmed: Sequence[Confirmed], record: dict[str, Any], *, device: str
+    ) -> None:
+        """Adds the champion beside the pretrained models to the record, on the final slice."""
+        if not self.baselines:
+            return
+        start = time.perf_counter()
+        selection, final = self.tape.heldout(self.space.heldout_ratios())
+        text = comparison.held_out(self.tape, final, most_bytes=SCORED_BYTES, fitting=selection)
+        self.say(f"comparing on the same {text.bytes:,} bytes of the final slice")
+        models = comparison.each_model(
+            ["champion", *self.baselines],
+            folders={"champion": self.folder / "champion"},
+            home=self.home,
+            threads=usable_cpus(),
+            device=device,
+        )
+        try:
+            found = comparison.evaluate(
+                models, text, self.say, prompts=comparison.default_prompts()[:PROMPTS]
+            )
+        except KeyboardInterrupt:
+            self.say("the comparison was interrupted: `smallm evaluate` makes it again")
+            return
+        champion, *_ = confirmation.ranked(confirmed)
+        sizes = champion.replicates[0].final.bytes
+        record["comparison"] = found
+        record["conclusion"] += comparison.sentences(found, champion.nll, sizes)
+        keep_temperatures(found, self.home)
+        track_models(self.tracker, found, parent="search")
+        self.seconds["comparison"] = time.perf_counter() - start
 
     def _track_confirmation(self, confirmed: Confirmed, row: Mapping[str, Any]) -> None:
         key = f"confirmation/{row['name']}"
@@ -190,11 +233,12 @@ class Ledger:
                 0, f"The search was interrupted: go on with --resume {self.folder.name}."
             )
         elif not record["conclusion"]:
-            record["conclusion"] = ["No config reached the full budget: there is no champion."]
+            record["conclusion"] = [_no_champion(record["trials"])]
         write_json(self.folder / "result.json", record)
-        report.write_leaderboard(record, self.folder / "leaderboard.csv")
+        leaderboard.write_leaderboard(record, self.folder / "leaderboard.csv")
         report.write_report(record, self.folder / "report.html")
-        for name in ("result.json", "leaderboard.csv", "report.html"):
+        report.write_plots(record, self.folder / "plots")
+        for name in ("result.json", "leaderboard.csv", "report.html", "plots"):
             self.tracker.log_artifacts("search", self.folder / name)
         self.tracker.end_run(
             "search",
@@ -204,7 +248,10 @@ class Ledger:
         self._print(record)
 
     def _print(self, record: Mapping[str, Any]) -> None:
-        self.display.console.print(report.terminal_table(dict(record)))
+        self.display.console.print(leaderboard.terminal_table(record))
+        if record["comparison"]:
+            self.display.console.print(prompt_tables(record["comparison"]))
+            self.display.console.print(evaluation_tables(record["comparison"]))
         for line in results.sentences(record):
             self.display.console.print(f"- {line}", markup=False)
         spent = record["overhead"]
@@ -215,13 +262,20 @@ class Ledger:
         )
         self.say(f"report: {self.folder / 'report.html'}")
 
-    def close(self) -> None:
-        """Waits for MLflow, and says what it could not record."""
-        pending = self.tracker.close(timeout=60)
+    def close(self, *, timeout: float) -> None:
+        """Waits at most that many seconds for MLflow, and says what it could not record."""
+        pending = self.tracker.close(timeout=timeout)
         if pending:
             self.say(
                 f"{pending} records wait for MLflow: `smallm sync {self.folder.name}` sends them"
             )
+
+
+def _no_champion(trials: Sequence[Mapping[str, Any]]) -> str:
+    """Why there is no champion: no trial came through."""
+    failures = [trial["reason"] for trial in trials if trial["status"] == "failed"]
+    first = f"; {len(failures)} failed, the first with: {failures[0]}" if failures else ""
+    return f"No config reached the full budget: there is no champion{first}"
 
 
 def new_search(
@@ -232,10 +286,12 @@ def new_search(
     name: str | None = None,
     trials: int | None = None,
     confirmed: int | None = None,
+    baselines: Sequence[str] = (),
 ) -> Path:
     """A folder for a new search, with all that is needed to resume it.
 
-    `given` settings are fixed for all trials, whatever the space says of them.
+    `given` settings are fixed for all trials, whatever the space says of them. The champion is
+    compared with the `baselines`; a name that is no model raises SmallmError here, at the start.
     """
     corpus = Settings.from_flat(given).corpus
     fixed = {k: v for k, v in given.items() if k not in CorpusSettings.model_fields}
@@ -246,6 +302,8 @@ def new_search(
     changed["settings"] |= fixed
     changed |= {"trials": trials or space.trials, "confirmed": confirmed or space.confirmed}
     space = validated(Space, changed)
+    for baseline in baselines:
+        state(baseline)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = home / "searches" / (name or f"{corpus.source}-{space.name}-{stamp}")
     if folder.exists():
@@ -253,7 +311,11 @@ def new_search(
     with whole_folder(folder) as temporary:
         write_json(
             temporary / "search.json",
-            {"space": space.model_dump(mode="json"), "corpus": corpus.model_dump(mode="json")},
+            {
+                "space": space.model_dump(mode="json"),
+                "corpus": corpus.model_dump(mode="json"),
+                "baselines": list(baselines),
+            },
         )
     return folder
 

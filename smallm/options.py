@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 import types
 import typing
@@ -41,6 +42,25 @@ class Numbers(click.ParamType[tuple[Any, ...]]):
             return tuple(self.kind(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 42,43,44", param, ctx)
+
+
+class Temperature(click.ParamType[float | str]):
+    """A number from 0 up, or `fitted`: the temperature that was saved with the model."""
+
+    name = "temperature"
+    FITTED = "fitted"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
+        """The number, or FITTED."""
+        if value == self.FITTED:
+            return self.FITTED
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            self.fail(f"{value!r} is neither a number from 0 up nor `{self.FITTED}`", param, ctx)
+        return number
 
 
 def settings_options(*groups: str) -> Callable[[Command], Command]:

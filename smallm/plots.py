@@ -1,19 +1,28 @@
 """The report's plots: the record of a search in, SVG pictures with titles and captions out.
 
-Text stays text and ids depend on content alone: the same record gives the same bytes. Scores of
-the search are from the selection slice, those of finalists and references from the final slice.
+Scores of the search are from the selection slice, those of finalists and references from the
+final slice.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from io import StringIO
 from typing import TYPE_CHECKING, Any
+
+from smallm.charts import (
+    GREY,
+    INK,
+    OTHER_COLORS,
+    PALE,
+    ROLE_COLORS,
+    Plot,
+    bars,
+    finished,
+    named_rows,
+    panels,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,47 +30,14 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 
-WIDTH = 5.4  # inches: text stays readable at 390 pixels
-INK, GREY, PALE = "#333b44", "#66717d", "#b9c0c8"
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-ROLE_COLORS = {"champion": "#0072b2", "runner-up": "#d55e00", "default": "#7a5195"}
-OTHER_COLORS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 HOLLOW_MARKERS = ("s", "^", "D", "v", "P")
 MOST_CATEGORIES = 6
 SELECTION, FINAL = "bits per byte, selection slice", "bits per byte, final slice"
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "smallm",
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e4e7ea",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A picture with its words; `section` is the part of the report it belongs to."""
-
-    name: str
-    section: str
-    title: str
-    caption: str
-    svg: str
 
 
 def draw_plots(result: Record) -> list[Plot]:
     """All plots that the record has data for, in reading order."""
-    from matplotlib import style
-
-    with style.context(["default", STYLE]):
+    with style():
         drawn = [
             _finalist_seeds(result),
             _reference_models(result),
@@ -114,14 +90,14 @@ def _finalist_seeds(result: Record) -> Plot | None:
     if not rows:
         return None
     names = [titled(finalist) for finalist, _ in rows]
-    figure, axes = _rows("Finalists, seed by seed", FINAL, names)
+    figure, axes = named_rows("Finalists, seed by seed", FINAL, names)
     for place, (finalist, color) in enumerate(rows):
         final = finalist["final"]["bits_per_byte"]
         seeds = list(final["per_seed"].values())
         axes.hlines(place, final["low"], final["high"], color=color, lw=2)
         axes.plot(final["value"], place, "D", color=color, ms=7)
         axes.plot(seeds, [place + 0.25] * len(seeds), "o", color=color, ms=5.5, alpha=0.6, mew=0)
-    return _plot(
+    return finished(
         figure,
         "finalist_seeds",
         "finalists",
@@ -135,14 +111,14 @@ def _reference_models(result: Record) -> Plot | None:
     references = result.get("references") or ()
     if not references:
         return None
-    bars = [(each["name"], each["bits_per_byte"], PALE) for each in references]
-    bars += [
+    models = [(each["name"], each["bits_per_byte"], PALE) for each in references]
+    models += [
         (titled(each), each["final"]["bits_per_byte"]["value"], color)
         for each, color in _colored(result)
     ]
-    bars.sort(key=lambda bar: -bar[1])
-    return _plot(
-        _bars("Beside reference models", FINAL, bars, "{:.3f}"),
+    models.sort(key=lambda model: -model[1])
+    return finished(
+        bars("Beside reference models", FINAL, models, "{:.3f}"),
         "reference_models",
         "references",
         "The confirmed configs and reference models on the same text. Shorter is better: 8 bits "
@@ -154,7 +130,7 @@ def _learning_curves(result: Record) -> Plot | None:
     trials = [trial for trial in result.get("trials") or () if trial.get("curve")]
     if not trials:
         return None
-    figure, (axes,) = _grid(3.8)
+    figure, (axes,) = panels(3.8)
     axes.set(title="Learning curves", xlabel="training tokens", ylabel=SELECTION)
     leaders = _leaders(result)
     order = {name: place for place, name in enumerate(leaders)}
@@ -167,7 +143,7 @@ def _learning_curves(result: Record) -> Plot | None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda tokens, _: tokens_shown(tokens))
     axes.legend(loc="upper right")
-    return _plot(
+    return finished(
         figure,
         "learning_curves",
         "search",
@@ -196,13 +172,13 @@ def _importance(result: Record) -> Plot | None:
     shares = sorted((result.get("importance") or {}).items(), key=lambda item: item[1])
     if not shares:
         return None
-    bars = [(label(name), 100 * share, OTHER_COLORS[-1]) for name, share in shares]
-    return _plot(
-        _bars("Importance of settings", "share of the explained variance (%)", bars, "{:.0f}"),
+    settings = [(label(name), 100 * share, OTHER_COLORS[-1]) for name, share in shares]
+    return finished(
+        bars("Importance of settings", "share of the explained variance (%)", settings, "{:.0f}"),
         "importance",
         "search",
         "How much of the difference between trials goes with each setting, most of all with "
-        f"{bars[-1][0]}. An estimate from few trials: where to look, not what causes what.",
+        f"{settings[-1][0]}. An estimate from few trials: where to look, not what causes what.",
     )
 
 
@@ -215,20 +191,20 @@ def _setting(result: Record, name: str) -> Plot | None:
     values = _ordered(name, trials, full)
     if len(values) < 2:
         return None
-    figure, panels = _panels(name, full, early)
+    figure, parts = _two_panels(name, full, early)
     if _are_numbers(values) and (name == "learning_rate" or len(values) > MOST_CATEGORIES):
         places = {trial["id"]: trial["settings"][name] for trial in trials}
         _scale(figure.axes[-1], name, values)
     else:
         places = _spread_in_columns(name, values, trials)
         _name_columns(figure.axes[-1], [shown(value) for value in values])
-    for marks, style in _marked(result, full, early):
+    for marks, look in _marked(result, full, early):
         spreads = [trial["bits_per_byte"].get("spread") or 0.0 for trial in marks]
         at = [places[trial["id"]] for trial in marks]
-        panels[marks[0] in full].errorbar(at, _means(marks), yerr=spreads, **style)
-    left_out = "".join(_focus(axes, _means(full if k else early)) for k, axes in panels.items())
+        parts[marks[0] in full].errorbar(at, _means(marks), yerr=spreads, **look)
+    left_out = "".join(_focus(axes, _means(full if k else early)) for k, axes in parts.items())
     figure.legend(loc="outside lower left", ncols=2)
-    return _plot(figure, f"setting_{name}", "settings", _words(name, full, early) + left_out)
+    return finished(figure, f"setting_{name}", "settings", _words(name, full, early) + left_out)
 
 
 def _words(name: str, full: list[Record], early: list[Record]) -> str:
@@ -263,11 +239,13 @@ def _spread_in_columns(name: str, values: list[Any], trials: list[Record]) -> di
     return places
 
 
-def _panels(name: str, full: list[Record], early: list[Record]) -> tuple[Figure, dict[bool, Axes]]:
+def _two_panels(
+    name: str, full: list[Record], early: list[Record]
+) -> tuple[Figure, dict[bool, Axes]]:
     """Axes for trials at full budget (True), and above them for early ones, where there are any."""
     kinds = [kind for kind, trials in ((False, early), (True, full)) if trials]
     heights = [1.0, 2.4][-len(kinds) :]
-    figure, grid = _grid(4.4, nrows=len(kinds), sharex=True, height_ratios=heights)
+    figure, grid = panels(4.4, nrows=len(kinds), sharex=True, height_ratios=heights)
     for kind, axes in zip(kinds, grid, strict=True):
         axes.set_ylabel(SELECTION if kind else "ended early")
         axes.locator_params(axis="y", nbins=5 if kind else 3)
@@ -313,32 +291,6 @@ def _leaders(result: Record) -> dict[str, tuple[str, str]]:
     return {trial["id"]: (f"trial {trial['number']}", color) for trial, color in best}
 
 
-def _grid(height: float, **layout: Any) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, list(figure.subplots(squeeze=False, **layout).flat)
-
-
-def _rows(title: str, unit: str, names: Sequence[str]) -> tuple[Figure, Axes]:
-    """Axes with a named row for each thing, from the bottom up."""
-    figure, (axes,) = _grid(1.1 + 0.42 * len(names))
-    axes.set(title=title, xlabel=unit, ylim=(-0.6, len(names) - 0.4))
-    axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 22)) for name in names])
-    axes.grid(visible=False, axis="y")
-    return figure, axes
-
-
-def _bars(title: str, unit: str, bars: Sequence[tuple[str, float, str]], text: str) -> Figure:
-    """Horizontal bars (name, value, colour) from the bottom up, with their values."""
-    names, values, colors = zip(*bars, strict=True)
-    figure, axes = _rows(title, unit, names)
-    drawn = axes.barh(range(len(bars)), values, color=colors, height=0.62)
-    axes.bar_label(drawn, [text.format(value) for value in values], padding=4)
-    axes.set_xlim(0, 1.15 * max(*values, 1e-9))
-    return figure
-
-
 def _name_columns(axes: Axes, names: Sequence[str]) -> None:
     turn: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(names)), names, **turn if sum(map(len, names)) > 34 else {})
@@ -373,21 +325,6 @@ def _focus(axes: Axes, values: list[float]) -> str:
     outside = len(ordered) - len(inside)
     points = "1 value lies" if outside == 1 else f"{outside} values lie"
     return f" {points} beyond the edge, the worst at {ordered[-1]:.3f}."
-
-
-def _plot(figure: Figure, name: str, section: str, caption: str) -> Plot:
-    name, text = re.sub(r"\W+", "_", name), StringIO()
-    figure.savefig(
-        text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
-    title = figure.axes[0].get_title(loc="left")
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Several pictures share one page: their ids must differ.
-    svg = re.sub(r'(<\w+ id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    words = escape(f"{title}. {caption}")
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
-    return Plot(name, section, title, caption, svg)
 
 
 def _are_numbers(values: Iterable[Any]) -> bool:

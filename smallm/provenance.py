@@ -12,11 +12,13 @@ import smallm
 
 
 @cache
-def code_digest() -> str:
-    """Identifies this SmaLLM by its source files, so that nodes can be compared."""
+def code_digest(*parts: str) -> str:
+    """Identifies this SmaLLM, or some files and folders of it, by its source."""
     content = hashlib.sha256()
     package = Path(smallm.__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    roots = [package / part for part in parts] or [package]
+    files = [root for root in roots if root.is_file()]
+    for path in sorted(files + [each for root in roots for each in root.rglob("*.py")]):
         content.update(path.relative_to(package).as_posix().encode())
         content.update(path.read_bytes())
     return content.hexdigest()[:12]

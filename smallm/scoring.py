@@ -65,15 +65,6 @@ def _exp(nats: float) -> float:
     return math.exp(min(float(nats), 700.0))  # float64 ends near 709
 
 
-def beginning(tokens: TokenTape, part: Slice, most_bytes: int | None) -> Slice:
-    """The first documents of a slice that reach `most_bytes`: the hash order makes them random."""
-    if most_bytes is None:
-        return part
-    sizes = np.cumsum(tokens.bytes[part.first : part.last])
-    count = int(np.searchsorted(sizes, most_bytes)) + 1
-    return Slice(part.name, part.first, min(part.first + count, part.last))
-
-
 @torch.no_grad()
 def score(
     core: nn.Module,

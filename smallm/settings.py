@@ -20,6 +20,8 @@ from smallm.errors import SmallmError, unknown_name
 
 Model = TypeVar("Model", bound=BaseModel)
 
+SCORED_BYTES = 65_536  # of held-out text, where models are compared and no more is asked for
+
 
 class Group(BaseModel):
     """A frozen group of settings; unknown fields are errors, docstrings are the help texts."""
@@ -91,6 +93,8 @@ class ModelSettings(Group):
     """Number of hidden layers."""
     tied: bool = True
     """Share the output layer with the embeddings, through a projection to their width."""
+    normalized_output: bool = False
+    """Compare the hidden state with the embeddings by cosine, times a learned temperature."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units switched off in training."""
 

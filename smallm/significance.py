@@ -76,6 +76,16 @@ def multi_bootstrap(nll: ArrayLike, bytes_: ArrayLike, *, draws: int = 2000, see
     return _mean_interval(table, sizes, *_resampled(table, sizes, draws, seed))
 
 
+def ratio_interval(
+    totals: ArrayLike, sizes: ArrayLike, *, draws: int = 2000, seed: int
+) -> Interval:
+    """The sum of the totals over the sum of the sizes, with its interval over documents."""
+    table, sizes = _checked(np.asarray(totals, dtype=np.float64)[None], sizes)
+    scores, _ = _resampled(table, sizes, draws, seed)
+    low, high = _ends(math.log(2) * scores[:, 0])
+    return Interval(float(table.sum() / sizes.sum()), low, high)
+
+
 def compare(
     nll_a: ArrayLike, nll_b: ArrayLike, bytes_: ArrayLike, *, draws: int = 2000, seed: int
 ) -> Comparison:
@@ -195,12 +205,12 @@ def _resampled(table: Floats, sizes: Floats, draws: int, seed: int) -> tuple[Flo
     weights = rng.multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds  # (draws, seeds)
     scores = [
         (counts @ table.T) / (math.log(2) * (counts @ sizes))[:, None]
-        for counts in _document_counts(rng, documents, draws)
+        for counts in document_counts(rng, documents, draws)
     ]
     return np.concatenate(scores), weights  # (draws, seeds) both
 
 
-def _document_counts(rng: np.random.Generator, documents: int, draws: int) -> Iterator[Floats]:
+def document_counts(rng: np.random.Generator, documents: int, draws: int) -> Iterator[Floats]:
     """How often each document is drawn, in blocks of draws that stay small in memory."""
     block = max(1, WEIGHTS_IN_MEMORY // documents)
     for start in range(0, draws, block):

@@ -31,6 +31,7 @@ from smallm import duplicates
 from smallm.documents import Document, Dropped, source
 from smallm.errors import SmallmError
 from smallm.files import read_json, whole_folder, write_json
+from smallm.provenance import code_digest
 from smallm.settings import CorpusSettings, TokenizerSettings
 from smallm.strata import stratified_places
 from smallm.tokens import END_ID, Tokenizer, digest, load_tokenizer, train_tokenizer
@@ -39,6 +40,9 @@ FORMAT = 1
 HASH_KEY = b"smallm tape 1"
 MINIMUM_DOCUMENTS, MINIMUM_BYTES = 3, 2_000  # of a slice: less cannot be scored or split
 SIGNATURE_BATCH = 512
+# What decides the text of a tape, and its tokens: other code, other tape.
+TAPE_CODE = ("documents", "duplicates.py", "strata.py", "tape.py")
+TOKEN_CODE = ("tokens.py", "ngrams.py")
 WHITE_SPACE = re.compile(r"\s+")  # the word count of lm-evaluation-harness' wikitext task
 
 
@@ -119,6 +123,14 @@ class Tape:
     def _cut(self, ratio: float) -> int:
         return int(np.searchsorted(self.places, ratio))
 
+    def beginning(self, part: Slice, most_bytes: int | None) -> Slice:
+        """The first documents of a slice that reach `most_bytes`: hash order makes them random."""
+        if most_bytes is None:
+            return part
+        wanted = self.ends[part.first] + most_bytes
+        last = int(np.searchsorted(self.ends, wanted))
+        return Slice(part.name, part.first, min(max(last, part.first + 1), part.last))
+
     def bytes(self, part: Slice) -> int:
         """UTF-8 bytes of a slice."""
         return int(self.ends[part.last] - self.ends[part.first])
@@ -141,6 +153,7 @@ def build_tape(settings: CorpusSettings, *, home: Path, workers: int = 1) -> Tap
         "format": FORMAT,
         "settings": settings.model_dump(mode="json"),
         "fingerprint": dict(origin.fingerprint(settings)),
+        "code": code_digest(*TAPE_CODE),
     }
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = home / "tapes" / f"{settings.source}-{name}"
@@ -301,7 +314,7 @@ class TokenTape:
 def tokenize_tape(tape: Tape, settings: TokenizerSettings, *, ratios: Iterable[float]) -> TokenTape:
     """The tape's tokens; the tokenizer is trained on the shortest training prefix of the ratios."""
     shortest = min(ratios)
-    name = f"{settings.tokenizer}-{settings.vocabulary}-{shortest:g}"
+    name = f"{settings.tokenizer}-{settings.vocabulary}-{shortest:g}-{code_digest(*TOKEN_CODE)}"
     folder = tape.folder / "tokens" / name
     if not (folder / "manifest.json").exists():
         tokenizer = train_tokenizer(tape.texts(tape.training(shortest)), settings)

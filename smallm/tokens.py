@@ -255,7 +255,8 @@ class WordTokenizer:
         np.savez(folder / self.SPELLING_FILE, **arrays)
 
     def __repr__(self) -> str:
-        return json.dumps(self.words)
+        spelling = hashlib.sha256(b"".join(a.tobytes() for a in self.spelling.arrays().values()))
+        return json.dumps([self.words, spelling.hexdigest()])
 
 
 def spelled(word: str) -> list[int]:

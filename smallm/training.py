@@ -6,7 +6,10 @@ records and give the folder as `resume_from` later: the numbers go on as if neve
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -20,10 +23,10 @@ from torch import Tensor, nn
 
 from smallm.batches import Batches
 from smallm.errors import SmallmError
-from smallm.files import read_json, whole_folder, write_json
+from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.hardware import has_bf16
 from smallm.replicates import Group, groups_of
-from smallm.scoring import beginning, score
+from smallm.scoring import score
 from smallm.settings import Settings
 from smallm.tape import Slice, TokenTape
 
@@ -87,7 +90,7 @@ class Training:
         self.device = torch.device(device)
         self.bf16 = uses_bf16(settings, tokens.vocabulary, self.device)
         training = settings.training
-        self.selection = beginning(tokens, selection, training.evaluation_bytes)
+        self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
         self.batches = Batches(
             tokens, tokens.span(part)[1], settings.model.window, training.batch_size
@@ -97,7 +100,7 @@ class Training:
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
         saved = read_json(resume_from / "training.json") if resume_from else None
-        if saved and saved["settings"] != settings.flat():
+        if saved and Settings.from_flat(saved["settings"]) != settings:
             raise SmallmError(f"{resume_from}: was saved by a run with other settings")
         self.stacked = saved["stacked"] if saved else self._choose_stacked()
         self.groups = self._groups(stacked=self.stacked)
@@ -231,22 +234,39 @@ class Training:
         return scores.bits_per_byte if math.isfinite(scores.bits_per_byte) else PENALTY
 
     def _choose_stacked(self) -> bool:
-        """Measures a few steps of both ways, where both are possible, and takes the faster."""
+        """The faster way, measured once for a shape on a machine and kept beside the tape.
+
+        Measured anew each time, it could change the last bits of equal configs.
+        """
         choice = self.settings.training.replication
-        if len(self.settings.training.seeds) == 1:
-            return False
-        if choice != "auto":
-            return choice == "stacked"
-        measured = {}
-        for stacked in (False, True):
-            groups = self._groups(stacked=stacked)
-            for group in groups:
-                self._take_steps(group, 0, 1)
-            start = time.perf_counter()
-            for group in groups:
-                self._take_steps(group, 1, 1 + TRIAL_STEPS)
-            measured[stacked] = time.perf_counter() - start
-        return measured[True] < measured[False]
+        if len(self.settings.training.seeds) == 1 or choice != "auto":
+            return choice == "stacked" and len(self.settings.training.seeds) > 1
+        kept = self.tokens.tape.folder / "replication" / f"{self._shape_digest()}.json"
+        if not kept.exists():
+            ways = {"sequential": False, "stacked": True}
+            keep_first_json(
+                kept, {way: self._seconds_of_steps(stacked=on) for way, on in ways.items()}
+            )
+        seconds = read_json(kept)
+        return bool(seconds["stacked"] < seconds["sequential"])
+
+    def _shape_digest(self) -> str:
+        """Identifies all that the speed of a step depends on."""
+        what = [
+            *(self.settings.model.model_dump(), self.tokens.vocabulary, self.batches.batch_size),
+            *(len(self.settings.training.seeds), self.bf16, str(self.device)),
+            *(torch.get_num_threads(), torch.__version__, platform.node()),
+        ]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def _seconds_of_steps(self, *, stacked: bool) -> float:
+        groups = self._groups(stacked=stacked)
+        for group in groups:
+            self._take_steps(group, 0, 1)
+        start = time.perf_counter()
+        for group in groups:
+            self._take_steps(group, 1, 1 + TRIAL_STEPS)
+        return time.perf_counter() - start
 
 
 def schedule(step: int, total: int, warmup: float, decay: float) -> float:

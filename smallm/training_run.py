@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,21 +62,9 @@ def line(progress: Progress) -> str:
 
 def _keep(training: Training, folder: Path, tokens: int) -> None:
     target = folder / CHECKPOINTS.replace("*", f"{tokens:012d}")
-    with _full_disk(target):
-        training.save(target)
+    training.save(target)
     for older in sorted(folder.glob(CHECKPOINTS))[:-1]:
         shutil.rmtree(older)
-
-
-@contextmanager
-def _full_disk(target: Path) -> Iterator[None]:
-    """Names the place that is full: safetensors raises an error of its own, which does not."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise SmallmError(f"{target}: cannot be written: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -118,16 +104,19 @@ def median_seed(progress: Progress) -> int:
 
 def save_median(training: Training, progress: Progress, folder: Path) -> dict[str, Any]:
     """Saves the replicate with the median score as a Hugging Face folder; gives the record."""
+    from smallm.calibration import fitted_temperature
     from smallm.champion import save_model
 
     seed = median_seed(progress)
+    settings, tokens, core = training.settings, training.tokens, training.trained(seed)
+    temperature = fitted_temperature(core, tokens, training.selection, window=settings.model.window)
     card = (
         f"# SmaLLM\n\nSeed {seed}: {progress.bits_per_byte[seed]:.4f} bits per byte on the "
         f"selection slice; {progress.mean:.4f} ± {progress.spread:.4f} over "
         f"{len(progress.bits_per_byte)} seeds.\n"
     )
-    with _full_disk(folder), whole_folder(folder) as temporary:
-        save_model(training.trained(seed), training.settings, training.tokens, temporary, card=card)
+    with whole_folder(folder) as temporary:
+        save_model(core, settings, tokens, temporary, card=card, temperature=temperature)
     return {
         "folder": str(folder),
         "seed": seed,
@@ -135,9 +124,10 @@ def save_median(training: Training, progress: Progress, folder: Path) -> dict[st
         "mean": progress.mean,
         "spread": progress.spread,
         "failures": progress.failures,
+        "temperature": temperature,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(progress.tokens_per_second, 1),
-        "corpus": training.tokens.tape.manifest["digest"],
-        "settings": training.settings.flat(),
+        "corpus": tokens.tape.manifest["digest"],
+        "settings": settings.flat(),
     }

@@ -255,14 +255,22 @@ def test_train_prints_a_plain_line_for_each_evaluation_with_every_seed(trained):
     assert "\x1b" not in trained.err
 
 
+def evaluated(smallm, *args):
+    shown = smallm("evaluate", *args, "--json")
+    assert shown.code == 0, shown.err
+    return json.loads(shown.out)
+
+
 def test_evaluate_repeats_the_score_of_the_training(smallm, trained):
-    shown = json.loads(smallm("evaluate", trained.folder, "--slice", "selection", "--json").out)
+    name = str(trained.folder)
+    shown = evaluated(smallm, "--models", name, "--slice", "selection")
+    (row,) = shown["models"]
     bits = trained.record["bits_per_byte"][str(trained.record["seed"])]
-    assert shown["models"]["this model"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
-    assert shown["models"]["uniform over bytes"]["bits_per_byte"] == pytest.approx(8)
-    assert set(shown["models"]) > {"unigram", "Kneser-Ney 5-gram"}
-    told = smallm("evaluate", trained.folder, "--slice", "selection").out
-    assert f"{bits:.4f}" in told
+    assert row["bits_per_byte"]["value"] == pytest.approx(bits, rel=1e-5)
+    own = shown["own_tokens"][name]
+    assert own["this model"]["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert own["uniform over bytes"]["bits_per_byte"] == pytest.approx(8)
+    assert set(own) > {"unigram", "Kneser-Ney 5-gram"}
 
 
 def test_evaluate_holds_out_what_a_model_with_a_larger_training_part_has_seen(
@@ -271,7 +279,7 @@ def test_evaluate_holds_out_what_a_model_with_a_larger_training_part_has_seen(
     folder = shutil.copytree(trained.folder, tmp_path / "model")
     text = (folder / "settings.yaml").read_text()
     (folder / "settings.yaml").write_text(text.replace("split_ratio: 0.8", "split_ratio: 0.92"))
-    shown = json.loads(smallm("evaluate", folder, "--slice", "selection", "--json").out)
+    shown = evaluated(smallm, "--models", folder, "--slice", "selection")
     assert shown["bytes"] == tape.bytes(tape.heldout([0.92])[0])
 
 
@@ -280,8 +288,8 @@ def test_the_champion_is_that_of_the_newest_search(smallm, trained, tmp_path):
         champion = tmp_path / "home" / "searches" / name / "champion"
         shutil.copytree(trained.folder, champion)
         os.utime(champion, (1_000_000 - age, 1_000_000 - age))
-    shown = json.loads(smallm("evaluate", "champion", "--json").out)
-    assert shown["folder"].endswith("newest/champion")
+    shown = evaluated(smallm, "--models", "champion", "--bytes", "2000")
+    assert shown["folders"]["champion"].endswith("newest/champion")
 
 
 def test_generate_writes_the_prompt_and_the_text_that_json_holds(smallm, trained):
@@ -307,6 +315,24 @@ def test_generate_writes_the_prompt_and_the_text_that_json_holds(smallm, trained
 def test_generate_at_temperature_0_does_not_depend_on_the_seed(smallm, trained):
     args = ["generate", trained.folder, "--prompt", "", "--max-tokens", "9", "--temperature", "0"]
     assert smallm(*args, "--seed", "1").out == smallm(*args, "--seed", "2").out
+
+
+def test_generate_takes_the_temperature_that_train_fitted(smallm, trained, tmp_path):
+    args = ["generate", trained.folder, "--prompt", "The small", "--json", "--temperature"]
+    number = trained.record["temperature"]
+    assert number == pytest.approx(1, rel=0.3)
+    assert smallm(*args, "fitted").out == smallm(*args, number).out
+    shutil.copytree(trained.folder, tmp_path / "plain")
+    (tmp_path / "plain" / "generation_config.json").write_text("{}")
+    args[1] = tmp_path / "plain"
+    assert_one_line(smallm(*args, "fitted"), "plain", "no fitted temp", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("value", ["warm", "-1", "nan", "inf", ""])
+def test_a_wrong_temperature_names_what_is_allowed(smallm, trained, value):
+    run = smallm("generate", trained.folder, "--prompt", "x", "--temperature", value)
+    assert run.code == 2
+    assert f"{value!r} is neither a number from 0 up nor `fitted`" in run.err
 
 
 def test_ctrl_c_ends_with_130_and_resume_gives_the_numbers_of_an_uninterrupted_run(
@@ -401,8 +427,12 @@ BAD_VALUES = [
     (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
     (["train", "--resume", "nowhere"], ["nowhere", "no checkpoint"]),
     (["train", "--device", "cudo"], ["device 'cudo'", "cpu"]),
-    (["evaluate", "nowhere"], ["nowhere", "config.json"]),
-    (["generate", "nowhere", "--prompt", "x"], ["nowhere", "config.json"]),
+    (["evaluate", "--models", "gtp2"], ["'gtp2'", "did you mean", "gpt2"]),
+    (["evaluate", "--models", "champion"], ["no champion yet", "make search"]),
+    (["evaluate", "--models", "./nowhere"], ["nowhere", "does not exist"]),
+    (["compare", "--models", "gpt2", "--prompt", ""], ["prompt is empty"]),
+    (["compare", "--models", "gpt2", "--prompt", "The "], ["ends in white space"]),
+    (["generate", "nowhere", "--prompt", "x"], ["nowhere", "unknown model", "smollm2-135m"]),
     (["generate", "champion", "--prompt", "x"], ["no champion yet"]),
     (["report"], ["no finished search"]),
     (["report", "nothing"], ["'nothing'"]),

@@ -1,14 +1,18 @@
 """SmaLLMs are Hugging Face models; the oracle is the plain module on training windows."""
 
+import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from torch.func import functional_call
 
 from smallm.batches import windows_before
-from smallm.champion import load_core, save_model
+from smallm.champion import load_core, save_model, saved_temperature
+from smallm.errors import SmallmError
 from smallm.models import architecture
 from smallm.models.activations import ACTIVATIONS
 from smallm.models.huggingface import wrap
@@ -36,17 +40,73 @@ def first_document(tokens):
     return torch.tensor([[0, *ids.tolist()]])
 
 
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_every_shape_gives_finite_logits_and_gradients(activation, tied, depth):
-    settings = small(activation=activation, tied=tied, depth=depth)
+def test_every_shape_gives_finite_logits_and_gradients(activation, tied, depth, normalized):
+    settings = small(activation=activation, tied=tied, depth=depth, normalized_output=normalized)
     core = random_core(settings, 50).double()
     windows = torch.randint(50, (4, 5), generator=torch.Generator().manual_seed(0))
     logits = core(windows)
     assert logits.shape == (4, 50)
     logits.logsumexp(1).sum().backward()
     assert all(torch.isfinite(weight.grad).all() for weight in core.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_normalized_logits_are_scaled_cosines_and_a_bias(tied):
+    core = random_core(small(tied=tied, normalized_output=True, activation="tanh"), 20)
+    windows = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(0))
+    weights = {name: weight.detach() for name, weight in core.named_parameters()}
+    embedded = weights["embedding.weight"]
+    for row, window in enumerate(windows):
+        x = torch.cat([embedded[token] for token in window])
+        x = torch.tanh(weights["layers.0.weight"] @ x + weights["layers.0.bias"])
+        x = weights["projection.weight"] @ x if tied else x
+        rows = embedded if tied else weights["output.weight"]
+        for token in range(20):
+            cosine = x @ rows[token] / (x.norm() * rows[token].norm())
+            expected = weights["log_scale"].exp() * cosine + weights["bias"][token]
+            assert core(windows)[row, token].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_gradient_of_the_learned_temperature_is_that_of_finite_differences(tied):
+    core = random_core(small(tied=tied, normalized_output=True), 12).double()
+    windows = torch.randint(12, (3, 5), generator=torch.Generator().manual_seed(0))
+
+    def logits(log_scale):
+        return functional_call(core, {"log_scale": log_scale}, (windows,))
+
+    assert torch.autograd.gradcheck(logits, core.log_scale.detach().requires_grad_())
+
+
+def test_a_normalized_output_starts_half_a_nat_from_the_uniform_distribution():
+    vocabulary = 500
+    core = architecture("mlp")(small(embedding=64, normalized_output=True), vocabulary)
+    core.initialize(torch.Generator().manual_seed(1))
+    windows = torch.randint(vocabulary, (200, 5), generator=torch.Generator().manual_seed(0))
+    loss = torch.nn.functional.cross_entropy(core(windows), torch.arange(200))
+    assert loss.item() == pytest.approx(math.log(vocabulary) + 0.5, abs=0.15)
+
+
+def test_a_plain_output_draws_the_weights_it_always_drew():
+    """Written out once more: a new setting must not move the seeds of models that lack it."""
+    core = architecture("mlp")(small(depth=2), 20)
+    core.initialize(torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    expected = {
+        "embedding.weight": torch.empty(20, 6).normal_(std=6**-0.5, generator=generator),
+        "layers.0.weight": torch.empty(7, 30).normal_(std=(2 / 30) ** 0.5, generator=generator),
+        "layers.1.weight": torch.empty(7, 7).normal_(std=(2 / 7) ** 0.5, generator=generator),
+        "layers.0.bias": torch.zeros(7),
+        "layers.1.bias": torch.zeros(7),
+        "projection.weight": torch.zeros(6, 7),
+        "bias": torch.zeros(20),
+    }
+    assert set(core.state_dict()) == set(expected)
+    assert all(torch.equal(weight, expected[name]) for name, weight in core.state_dict().items())
 
 
 def test_the_logits_of_the_wrapper_are_those_of_the_module_on_training_windows(bpe_tokens):
@@ -141,3 +201,63 @@ def test_loading_in_half_precision_leaves_the_spelling_as_it_is(word_tokens, tmp
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     found, kept = model.spelling.model.arrays(), word_tokens.tokenizer.spelling.arrays()
     assert all(np.array_equal(found[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_normalized_model_is_the_same_to_the_bit_when_loaded_again(tokens, tmp_path, tied):
+    settings = Settings().replace(
+        window=5, embedding=6, hidden=7, normalized_output=True, tied=tied
+    )
+    core = random_core(settings.model, tokens.vocabulary)
+    save_model(core, settings, tokens, tmp_path, card="")
+    again, shape, _ = load_core(tmp_path)
+    assert shape == settings.model
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randint(tokens.vocabulary, (9, 5), generator=generator)
+    with torch.no_grad():
+        assert torch.equal(again(windows), core(windows))
+
+
+def test_a_model_that_was_saved_before_a_setting_existed_loads(bpe_tokens, tmp_path):
+    settings = Settings().replace(window=5, embedding=6, hidden=7)
+    core = random_core(settings.model, bpe_tokens.vocabulary)
+    save_model(core, settings, bpe_tokens, tmp_path, card="")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["shape"]["normalized_output"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, shape, _ = load_core(tmp_path)
+    assert shape == settings.model
+    for name, weight in core.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+def test_a_fitted_temperature_is_saved_and_is_what_generate_samples_with(tokens, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    settings = Settings().replace(window=5, embedding=6, hidden=7)
+    core = random_core(settings.model, tokens.vocabulary)
+    save_model(core, settings, tokens, tmp_path, card="", temperature=0.4)
+    assert saved_temperature(tmp_path) == 0.4
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.generation_config.temperature == 0.4
+    ids = first_document(tokens)[:, :9]
+
+    def written(**options):
+        torch.manual_seed(1)
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, top_k=0, **options
+        )
+        return made[0].tolist()
+
+    assert written(do_sample=True) == written(do_sample=True, temperature=0.4)
+    assert written(do_sample=True) != written(do_sample=True, temperature=1.0)
+    assert written() == written(do_sample=True)
+
+
+def test_a_model_without_a_fitted_temperature_says_so(bpe_tokens, tmp_path):
+    settings = Settings().replace(window=5, embedding=6, hidden=7)
+    save_model(
+        random_core(settings.model, bpe_tokens.vocabulary), settings, bpe_tokens, tmp_path, card=""
+    )
+    with pytest.raises(SmallmError, match="holds no fitted temperature; give --temperature a num"):
+        saved_temperature(tmp_path)

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from smallm import plots
 from smallm.errors import SmallmError
+from smallm.leaderboard import leaderboard, terminal_table, write_leaderboard
 from smallm.plots import at_full_budget, draw_plots, shown, tokens_shown
-from smallm.report import leaderboard, read_result, terminal_table, write_leaderboard, write_report
+from smallm.report import read_result, write_plots, write_report
 
 ACTIVATIONS = ["relu", "gelu", "leaky_relu", "tanh", "sigmoid", "silu", "relu2"]
 FULL_BUDGET = 1_000_000
@@ -253,6 +254,14 @@ def written(result, folder):
     write_report(result, path)
     assert [each.name for each in folder.iterdir()] == ["report.html"]
     return path.read_bytes()
+
+
+def test_every_plot_is_also_a_picture_file(result, tmp_path):
+    write_plots(result, tmp_path)
+    for plot in draw_plots(result):
+        root = ElementTree.parse(tmp_path / f"{plot.name}.svg").getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(list(tmp_path.iterdir())) == len(draw_plots(result))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import nn
 from smallm.evaluation import KNESER_NEY, UNIFORM, UNIGRAM, reference_scores
 from smallm.models import architecture
 from smallm.models.huggingface import wrap
-from smallm.scoring import TOP, Scores, beginning, predicted_positions, score, summed
+from smallm.scoring import TOP, Scores, predicted_positions, score, summed
 from smallm.settings import ModelSettings
 from smallm.tape import Slice
 from smallm.tokens import END_ID, UNKNOWN_ID
@@ -175,10 +175,10 @@ def test_naming_the_unknown_word_is_no_hit(word_tokens):
 
 def test_the_beginning_of_a_slice_is_just_large_enough(bpe_tokens):
     sizes = bpe_tokens.bytes[PART.first : PART.last]
-    assert beginning(bpe_tokens, PART, None) == PART
-    assert beginning(bpe_tokens, PART, int(sizes[:2].sum())) == Slice("selection", 3, 5)
-    assert beginning(bpe_tokens, PART, int(sizes[:2].sum()) + 1) == Slice("selection", 3, 6)
-    assert beginning(bpe_tokens, PART, 10**9) == PART
+    assert bpe_tokens.tape.beginning(PART, None) == PART
+    assert bpe_tokens.tape.beginning(PART, int(sizes[:2].sum())) == Slice("selection", 3, 5)
+    assert bpe_tokens.tape.beginning(PART, int(sizes[:2].sum()) + 1) == Slice("selection", 3, 6)
+    assert bpe_tokens.tape.beginning(PART, 10**9) == PART
 
 
 def test_sums_are_kept_apart_by_document(bpe_tokens):

@@ -99,13 +99,14 @@ def expected_keys(result):
 def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place):
     output = finish(start(place, "--space", "small.yaml"))
     folder, result = only_search(place)
-    assert "The champion is trial" in output
+    assert "The champion is" in output
     assert "overhead" in output
     assert len(result["trials"]) == 5
     assert result["finalists"][0]["role"] == "champion"
     assert result["trials"][0]["settings"]["activation"] == "relu"  # the default comes first
     assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
     assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / "plots" / "learning_curves.svg").exists()
     assert len(pd.read_csv(folder / "leaderboard.csv")) >= 5
 
     client, runs = runs_of(local_uri(place))
@@ -177,7 +178,6 @@ def test_actors_are_reused_and_no_state_leaks_between_trials(place):
     same = same.replace(
         "learning_rate: {low: 0.001, high: 0.02, log: true}", "clip: {choices: [1.0]}"
     )
-    same = same.replace("window: 4,", "window: 4, replication: sequential,")  # auto measures
     (place / "same.yaml").write_text(same)
     finish(start(place, "--space", "same.yaml"))
     _, result = only_search(place)
@@ -272,6 +272,30 @@ def test_bad_input_is_one_line_before_anything_starts(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert words in line
     assert not list(tmp_path.glob("home/searches/*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_search_with_one_line_that_names_the_place(place, small_disk):
+    output = finish(
+        start(place, "--space", "small.yaml", "--hidden", "4096", SMALLM_HOME=str(small_disk)),
+        code=1,
+    )
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(small_disk) in last
+    assert "no space left" in last.lower()
+    assert "Traceback" not in output
 
 
 def test_a_tracking_server_that_does_not_answer_is_one_line(place, free_port):

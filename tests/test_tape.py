@@ -184,3 +184,11 @@ def test_the_tokenizer_learns_from_the_shortest_prefix_alone(tape):
     one = tokenize_tape(tape, TokenizerSettings(vocabulary=350), ratios=[0.75, 0.9])
     two = tokenize_tape(tape, TokenizerSettings(vocabulary=350), ratios=[0.75])
     assert one.folder == two.folder
+
+
+def test_other_code_makes_another_tape(small_corpus, tmp_path, monkeypatch):
+    settings = CorpusSettings(source="folder", path=small_corpus)
+    first = build_tape(settings, home=tmp_path).folder
+    assert build_tape(settings, home=tmp_path).folder == first
+    monkeypatch.setattr("smallm.tape.code_digest", lambda *parts: "changed")
+    assert build_tape(settings, home=tmp_path).folder != first

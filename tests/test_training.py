@@ -1,11 +1,13 @@
 """The loop: exact resume, independent seeds, clean failures."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from smallm.calibration import fitted_temperature
 from smallm.errors import SmallmError
 from smallm.scoring import score
 from smallm.settings import CorpusSettings, Settings, TokenizerSettings
@@ -37,11 +39,12 @@ def figures(progress):
     return [(each.tokens, each.loss, each.bits_per_byte) for each in progress]
 
 
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("replication", ["sequential", "stacked"])
 def test_a_resumed_run_gives_the_numbers_of_the_uninterrupted_one(
-    bpe_tokens, tmp_path, replication
+    bpe_tokens, tmp_path, replication, normalized
 ):
-    settings = SMALL.replace(replication=replication, dropout=0.2)
+    settings = SMALL.replace(replication=replication, dropout=0.2, normalized_output=normalized)
     _, whole = run(settings, bpe_tokens)
     selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
     interrupted = Training(settings, bpe_tokens, selection=selection)
@@ -51,12 +54,25 @@ def test_a_resumed_run_gives_the_numbers_of_the_uninterrupted_one(
     assert figures([first, *rest]) == figures(whole)
 
 
-def test_stacked_and_sequential_replicates_agree(bpe_tokens):
-    _, one = run(SMALL, bpe_tokens)
-    _, two = run(SMALL.replace(replication="stacked"), bpe_tokens)
+@pytest.mark.parametrize("shape", [{}, {"normalized_output": True}])
+def test_stacked_and_sequential_replicates_agree(bpe_tokens, shape):
+    _, one = run(SMALL.replace(**shape), bpe_tokens)
+    _, two = run(SMALL.replace(**shape, replication="stacked"), bpe_tokens)
     for left, right in zip(one, two, strict=True):
         assert left.bits_per_byte == pytest.approx(right.bits_per_byte, rel=1e-3)
         assert left.loss == pytest.approx(right.loss, rel=1e-3)
+
+
+def test_the_faster_way_to_train_replicates_is_measured_once_for_a_shape(bpe_tokens, monkeypatch):
+    settings = SMALL.replace(replication="auto", hidden=17)
+    first, _ = run(settings, bpe_tokens)
+    monkeypatch.setattr(Training, "_seconds_of_steps", None)  # a second measurement would fail
+    again, _ = run(settings, bpe_tokens)
+    assert again.stacked == first.stacked
+    kept = bpe_tokens.tape.folder / "replication" / f"{first._shape_digest()}.json"
+    for seconds, faster in ((0.5, True), (2.0, False)):
+        kept.write_text(json.dumps({"sequential": 1.0, "stacked": seconds}))
+        assert run(settings, bpe_tokens)[0].stacked is faster
 
 
 def test_a_seed_gives_the_same_numbers_alone_and_among_others(bpe_tokens):
@@ -73,6 +89,20 @@ def test_training_learns(bpe_tokens):
     assert progress[-1].done
     assert progress[-1].tokens == 32_000
     assert progress[-1].tokens_per_second > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_normalized_output_learns_and_so_does_its_temperature(bpe_tokens, tied):
+    settings = SMALL.replace(training_tokens=32_000, learning_rate=0.01, tied=tied)
+    training, progress = run(settings.replace(normalized_output=True), bpe_tokens)
+    _, plain = run(settings, bpe_tokens)
+    assert progress[-1].mean == pytest.approx(plain[-1].mean, rel=0.1)
+    selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
+    core = training.trained(1)
+    first = (8 if tied else 16) ** 0.5
+    assert core.log_scale.exp().item() > 1.2 * first
+    fitted = fitted_temperature(core, bpe_tokens, selection, window=4)
+    assert fitted == pytest.approx(1, abs=0.25)  # 500 steps bring it no nearer
 
 
 def test_a_deterministic_language_is_learned_to_almost_no_entropy(tmp_path):
@@ -164,6 +194,17 @@ def test_other_settings_do_not_resume(bpe_tokens, tmp_path):
     training.save(tmp_path / "saved")
     with pytest.raises(SmallmError, match="other settings"):
         run(SMALL.replace(learning_rate=0.1), bpe_tokens, resume_from=tmp_path / "saved")
+
+
+def test_a_checkpoint_from_before_a_setting_existed_resumes(bpe_tokens, tmp_path):
+    training, _ = run(SMALL, bpe_tokens)
+    training.save(tmp_path / "saved")
+    file = tmp_path / "saved" / "training.json"
+    kept = json.loads(file.read_text())
+    del kept["settings"]["normalized_output"]
+    file.write_text(json.dumps(kept))
+    resumed, _ = run(SMALL, bpe_tokens, resume_from=tmp_path / "saved")
+    assert resumed.step == training.step
 
 
 def test_bf16_comes_near_fp32(bpe_tokens):

@@ -10,6 +10,7 @@ What is distributed and how; every decision is a function of `smallm`.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -31,6 +32,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from smallm import confirmation, results
+from smallm.baselines import BASELINES
 from smallm.confirmation import Confirmed
 from smallm.errors import SmallmError
 from smallm.home import open_home
@@ -311,6 +313,8 @@ def start_ray() -> None:
             host, port = address.rpartition("/")[2].rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        # A failed trial is told in a line by the Listener; Ray would print its whole traceback.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         what = " ".join(str(error).split())
         raise SmallmError(
@@ -363,8 +367,13 @@ def run(ledger: Ledger) -> int:
         ray.shutdown()
     if confirmed:
         ledger.crown(confirmed, record)
+        ledger.compare(confirmed, record, device=job["device"])
     ledger.publish(record, confirmed, wall=wall, interrupted=interrupted)
-    return 130 if interrupted else 0
+    if interrupted:
+        return 130
+    if record["champion"] is None:
+        raise SmallmError(record["conclusion"][0])
+    return 0
 
 
 @click.command(context_settings={"max_content_width": 100})
@@ -372,12 +381,19 @@ def run(ledger: Ledger) -> int:
 @click.option("--space", default="quick", help="A space that ships with SmaLLM, or a YAML file.")
 @click.option("--trials", type=click.IntRange(1), help="Number of configs, instead of the space's.")
 @click.option("--confirmed", type=click.IntRange(1), help="How many of the best to confirm.")
+@click.option("--baseline", multiple=True, help="One more model to compare with; see `smallm`.")
+@click.option("--no-comparison", is_flag=True, help="Do not compare with pretrained models.")
 @click.option("--name", help="Name of the search; by default corpus, space and time.")
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 def main(
-    given: dict[str, Any], space: str, name: str | None, resume: str | None, **sizes: Any
+    given: dict[str, Any],
+    space: str,
+    baseline: tuple[str, ...],
+    no_comparison: bool,
+    resume: str | None,
+    **sizes: Any,
 ) -> None:
-    """Search settings of a SmaLLM on a corpus, confirm the best, crown a champion.
+    """Search settings of a SmaLLM on a corpus, confirm the best, crown and compare a champion.
 
     Settings given as flags or in --config are fixed for all trials.
     """
@@ -385,12 +401,16 @@ def main(
     if resume:
         folder = search_to_resume(home, resume)
     else:
-        folder = new_search(home, load_space(space), given, name=name, **sizes)
+        baselines = [] if no_comparison else [*BASELINES, *baseline]
+        folder = new_search(home, load_space(space), given, baselines=baselines, **sizes)
     ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
+    patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
-        sys.exit(run(ledger))
+        code = run(ledger)
+        patience = 60
+        sys.exit(code)
     finally:
-        ledger.close()
+        ledger.close(timeout=patience)
 
 
 if __name__ == "__main__":

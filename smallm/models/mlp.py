@@ -3,10 +3,13 @@
 The neural probabilistic language model of Bengio et al. 2003 with modern parts: the embeddings of
 the window are concatenated, pass one or more hidden layers, and a softmax gives the next token.
 Tied, the output layer is the embedding matrix behind a projection to its width, which makes the
-largest matrix product several times smaller.
+largest matrix product several times smaller. With a normalized output, the logits are cosines of
+the hidden state and the output rows, times one learned scale: a temperature that training finds.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,8 @@ from torch.nn import functional as F
 
 from smallm.models.activations import ACTIVATIONS
 from smallm.settings import ModelSettings
+
+SMALLEST_NORM = 1e-6  # bounds the gradient of a hidden state that is nearly zero
 
 
 class MLP(nn.Module):
@@ -30,13 +35,18 @@ class MLP(nn.Module):
         self.projection = nn.Linear(hidden, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(hidden, vocabulary, bias=False)
         self.bias = nn.Parameter(torch.empty(vocabulary))
+        # The scale is exp(log_scale), which stays positive; shape (1,), as replicates are stacked.
+        self.log_scale = nn.Parameter(torch.empty(1)) if settings.normalized_output else None
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draws all weights from the generator.
 
         Hidden layers keep the variance of their input; the last matrix before the logits starts
-        at zero, so that training starts from the uniform distribution.
+        at zero, so that training starts from the uniform distribution. Where the output is
+        normalized it cannot, as zero has no direction. Cosines of random directions have a variance
+        of 1 / width: the first scale, the root of the width, gives logits of variance 1, half a
+        nat over uniform. The scale learns slowly: smaller ones cost more than that in the end.
         """
         self.embedding.weight.normal_(std=self.embedding.embedding_dim**-0.5, generator=generator)
         for layer in self.layers:
@@ -44,8 +54,14 @@ class MLP(nn.Module):
             layer.weight.normal_(std=(2 / layer.in_features) ** 0.5, generator=generator)
             layer.bias.zero_()
         for last in (self.projection, self.output):
-            if last is not None:
+            if last is None:
+                continue
+            if self.log_scale is None:
                 last.weight.zero_()
+            else:
+                last.weight.normal_(std=last.in_features**-0.5, generator=generator)
+        if self.log_scale is not None:
+            self.log_scale.fill_(math.log(self._rows().shape[1]) / 2)
         self.bias.zero_()
 
     def forward(self, windows: Tensor) -> Tensor:
@@ -54,7 +70,14 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = self.activation(layer(x))  # (batch, hidden)
             x = F.dropout(x, self.dropout, self.training)
-        if self.projection is None:
-            assert self.output is not None
-            return F.linear(x, self.output.weight, self.bias)
-        return F.linear(self.projection(x), self.embedding.weight, self.bias)
+        if self.projection is not None:
+            x = self.projection(x)  # (batch, embedding)
+        rows = self._rows()
+        if self.log_scale is not None:
+            x = self.log_scale.exp() * F.normalize(x, eps=SMALLEST_NORM)
+            rows = F.normalize(rows, eps=SMALLEST_NORM)
+        return F.linear(x, rows, self.bias)
+
+    def _rows(self) -> Tensor:
+        """The output matrix, a row for each id: (vocabulary, embedding) or (vocabulary, hidden)."""
+        return self.embedding.weight if self.output is None else self.output.weight

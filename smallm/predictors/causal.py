@@ -200,9 +200,9 @@ class Causal:
 
     def next_words(self, prompt: str, *, k: int) -> NextWords:
         """The k most probable next words; SmallmError for a prompt that ends in white space."""
-        from smallm.predictors.expansion import next_words_after
+        from smallm.predictors.expansion import next_words
 
-        return next_words_after(self, prompt, k=k)
+        return next_words(self, prompt, k=k)
 
     def stream(self, prompt: str, decoding: Decoding) -> Iterator[str]:
         """Yields the continuation in pieces of whole characters, until the text ends."""

@@ -1,0 +1,358 @@
+"""The commands that use models: `smallm generate`, `smallm evaluate`, `smallm compare`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smallm.cli_corpus import corpus_tape, slices_of
+from smallm.errors import SmallmError
+from smallm.home import newest_champion, open_home
+from smallm.options import (
+    Temperature,
+    as_json,
+    examples,
+    messages,
+    print_json,
+    settings_options,
+)
+from smallm.settings import Settings, read_yaml
+
+if TYPE_CHECKING:
+    from smallm.predictors import Decoding
+    from smallm.tape import Slice, Tape
+
+Command = Callable[..., Any]
+WHOLE = "all"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The models that a person named, and the folders of those that are SmaLLMs."""
+
+    names: Sequence[str]
+    smallms: Mapping[str, Path]
+    home: Path
+    threads: int
+    device: str
+
+    def each(self) -> Iterator[Any]:
+        """Loads one after another."""
+        from smallm.comparison import each_model
+
+        return each_model(
+            self.names,
+            folders=self.smallms,
+            home=self.home,
+            threads=self.threads,
+            device=self.device,
+        )
+
+    def settings(self) -> dict[str, Settings]:
+        """How each SmaLLM was trained."""
+        return {
+            name: Settings.from_flat(read_yaml(folder / "settings.yaml"))
+            for name, folder in self.smallms.items()
+        }
+
+    def decoding(self, name: str, sampling: Mapping[str, Any]) -> Decoding:
+        """How a model decodes: a fitted temperature is its own."""
+        from smallm.evaluation_run import fitted_temperature
+        from smallm.predictors import Decoding
+
+        values = {**sampling, "top_k": sampling["top_k"] or None}
+        if values["temperature"] == Temperature.FITTED:
+            values["temperature"] = fitted_temperature(
+                name, folder=self.smallms.get(name), home=self.home
+            )
+        return Decoding(**values)
+
+
+def machine_options(command: Command) -> Command:
+    """Gives a command `--threads` and `--device`, checked."""
+
+    @functools.wraps(command)
+    def collect(*args: Any, threads: int | None, device: str, **kwargs: Any) -> Any:
+        from smallm.provenance import usable_cpus
+        from smallm.training_run import usable_device
+
+        machine = {"threads": threads or usable_cpus(), "device": usable_device(device)}
+        return command(*args, machine=machine, **kwargs)
+
+    device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
+    threads = click.option(
+        "--threads", type=click.IntRange(1), help="Threads; by default all processors."
+    )
+    return threads(device(collect))
+
+
+def model_options(command: Command) -> Command:
+    """Gives a command the options that choose models; it receives them as `chosen`."""
+
+    @functools.wraps(command)
+    def collect(
+        *args: Any, models: str | None, baseline: Sequence[str], machine: Any, **kwargs: Any
+    ) -> Any:
+        from smallm.comparison import default_models
+
+        home = open_home()
+        names = models.split(",") if models is not None else default_models(newest_champion(home))
+        return command(*args, chosen=chosen_models([*names, *baseline], home, machine), **kwargs)
+
+    more = click.option(
+        "--baseline",
+        multiple=True,
+        metavar="NAME_OR_PATH",
+        help="One more model: a hub id, a folder or a GGUF file; may be repeated.",
+    )
+    models = click.option(
+        "--models",
+        metavar="LIST",
+        help="Names or folders, separated by commas. [default: champion and all baselines]",
+    )
+    return models(more(machine_options(collect)))
+
+
+def chosen_models(names: Sequence[str], home: Path, machine: Mapping[str, Any]) -> Chosen:
+    """The models of these names; SmallmError for a champion that does not exist yet."""
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        raise SmallmError("--models is empty: name models, separated by commas")
+    smallms = {}
+    for name in names:
+        folder = newest_champion(home) if name == "champion" else Path(name).expanduser()
+        if folder is None:
+            raise SmallmError(f"{home}: has no champion yet: run `make search`")
+        if (folder / "settings.yaml").exists():
+            smallms[name] = folder
+    return Chosen(names, smallms, home, **machine)
+
+
+def decoding_options(command: Command) -> Command:
+    """Gives a command the options of Decoding; it receives them as `sampling`."""
+
+    @functools.wraps(command)
+    def collect(*args: Any, **kwargs: Any) -> Any:
+        sampling = {name: kwargs.pop(name) for name in DECODING}
+        return command(*args, sampling=sampling, **kwargs)
+
+    for name, options in reversed(DECODING.items()):
+        collect = click.option(f"--{name.replace('_', '-')}", show_default=True, **options)(collect)
+    return collect
+
+
+DECODING: dict[str, dict[str, Any]] = {
+    "max_tokens": {"type": click.IntRange(1), "default": 40},
+    "temperature": {
+        "type": Temperature(),
+        "default": 1.0,
+        "help": "A number, 0 is greedy; or `fitted`, the model's own.",
+    },
+    "top_k": {"type": click.IntRange(0), "default": 50, "help": "0 is all."},
+    "top_p": {"type": click.FloatRange(0, 1, min_open=True), "default": 1.0},
+    "seed": {"type": click.IntRange(0), "default": 0},
+}
+
+
+@click.command(
+    epilog=examples(
+        'smallm generate champion --prompt "Neural networks are"',
+        'smallm generate smollm2-135m --prompt "The loss" --temperature 0 --max-tokens 20',
+        'smallm generate champion --prompt "The loss" --temperature fitted',
+        'smallm generate champion --prompt "The loss" -n 3 --seed 7 --json',
+    )
+)
+@click.argument("model")
+@click.option("--prompt", required=True, help="Text to continue; may be empty.")
+@click.option("-n", "count", type=click.IntRange(1), default=1, show_default=True, help="Texts.")
+@decoding_options
+@machine_options
+@as_json
+def generate(
+    model: str,
+    prompt: str,
+    count: int,
+    sampling: dict[str, Any],
+    machine: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Continue a prompt with a MODEL: `champion`, a folder, or a baseline.
+
+    Text is printed as it is made. Each of several texts has its own seed, from --seed upwards.
+    """
+    from dataclasses import replace
+
+    from smallm.comparison import Absent
+
+    chosen = chosen_models([model], open_home(), machine)
+    decoding = chosen.decoding(model, sampling)
+    (predictor,) = chosen.each()
+    if isinstance(predictor, Absent):
+        raise SmallmError(f"{model}: {predictor.reason}; {predictor.remedy}".rstrip("; "))
+    texts = []
+    for seed in range(decoding.seed, decoding.seed + count):
+        pieces = []
+        if not as_json:
+            click.echo(prompt, nl=False)
+        for piece in predictor.stream(prompt, replace(decoding, seed=seed)):
+            pieces.append(piece)
+            if not as_json:
+                click.echo(piece, nl=False)
+        if not as_json:
+            click.echo()
+        texts.append({"seed": seed, "continuation": "".join(pieces)})
+    if as_json:
+        print_json({"prompt": prompt, "texts": texts})
+
+
+@click.command(
+    epilog=examples(
+        "smallm evaluate",
+        "smallm evaluate --models champion,smollm2-135m --bytes 20000",
+        "smallm evaluate --models runs/models/mlp-gelu-bpe-1 --slice selection --json",
+        "smallm evaluate --models smollm2-135m --source folder --path letters.txt --slice all",
+    )
+)
+@model_options
+@settings_options("corpus")
+@click.option(
+    "--slice",
+    "slice_name",
+    type=click.Choice(["selection", "final", WHOLE]),
+    default="final",
+    show_default=True,
+    help="Held-out part to score; `all` is the whole corpus.",
+)
+@click.option(
+    "--bytes",
+    "most_bytes",
+    type=click.IntRange(1),
+    default=65_536,
+    show_default=True,
+    help="Score about this much of it, the same for all models.",
+)
+@as_json
+def evaluate(
+    chosen: Chosen, given: dict[str, Any], slice_name: str, most_bytes: int, as_json: bool
+) -> None:
+    """Score models on the same text: SmaLLMs, pretrained ones, and the reference models.
+
+    The corpus is that of the first SmaLLM unless another is given.
+    """
+    from smallm import comparison
+    from smallm.comparison_tables import evaluation_tables
+    from smallm.evaluation_run import EvaluationRun
+
+    trained = chosen.settings()
+    own = next(iter(trained.values()), None)
+    corpus = own.corpus.model_dump(mode="json", exclude_defaults=True) if own else {}
+    tape = corpus_tape(corpus | given)
+    ratios = {name: each.training.split_ratio for name, each in trained.items()}
+    part, fitting = _parts(tape, slice_name, list(ratios.values()))
+    text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)
+    part = tape.beginning(part, most_bytes)
+    with EvaluationRun(chosen.home, tell=_tell) as run:
+        record = comparison.evaluate(chosen.each(), text, _tell)
+        record["corpus"] = {name: tape.manifest[name] for name in ("source", "digest")}
+        record["folders"] = {name: str(folder) for name, folder in chosen.smallms.items()}
+        record["own_tokens"] = {
+            name: comparison.own_tokens(folder, tape, part, ratio=ratios[name])
+            for name, folder in chosen.smallms.items()
+            if slice_name != WHOLE
+        }
+        run.finish(record)
+    if as_json:
+        print_json(record)
+    else:
+        _print(evaluation_tables(record))
+        click.echo(f"page: {run.page}")
+    _require_all(record["models"])
+
+
+@click.command(
+    epilog=examples(
+        'smallm compare --prompt "Neural networks are"',
+        "smallm compare --prompts mine.txt --models champion,smollm2-135m -k 10",
+        'smallm compare --prompt "The loss" --temperature fitted --json | jq .models',
+    )
+)
+@model_options
+@click.option("--prompt", multiple=True, help="Text to continue; may be repeated.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="UTF-8 file with a prompt a line. [default: sentences about machine learning]",
+)
+@click.option(
+    "-k", "k", type=click.IntRange(1), default=5, show_default=True, help="How many next words."
+)
+@decoding_options
+@as_json
+def compare(
+    chosen: Chosen,
+    prompt: Sequence[str],
+    prompts: Path | None,
+    k: int,
+    sampling: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Show next words and continuations of several models beside each other."""
+    from smallm import comparison
+    from smallm.comparison_tables import prompt_tables
+    from smallm.evaluation_run import write_page
+    from smallm.next_words import check_prompt
+
+    given = [*prompt, *(comparison.read_prompts(prompts) if prompts else [])]
+    given = given or comparison.default_prompts()
+    for each in given:
+        check_prompt(each)
+    models = comparison.compare(
+        chosen.each(), given, k=k, decodings=lambda name: chosen.decoding(name, sampling)
+    )
+    record = {"prompts": given, "models": models}
+    if as_json:
+        print_json(record)
+    else:
+        _print(prompt_tables(record))
+        click.echo(f"page: {write_page(record, chosen.home)}")
+    _require_all(models)
+
+
+def _parts(tape: Tape, name: str, ratios: Sequence[float]) -> tuple[Slice, Slice | None]:
+    """The part of the tape to score, and that on which temperatures are fitted."""
+    from smallm.tape import Slice
+
+    if name == WHOLE:
+        return Slice(WHOLE, 0, len(tape)), None
+    slices = slices_of(tape, *ratios)
+    # Every choice is made on the selection slice, so temperatures are fitted there.
+    return slices[name], slices["selection"] if name == "final" else None
+
+
+def _require_all(models: Sequence[Mapping[str, Any]]) -> None:
+    """Ends with one line when a model failed; the others' results are shown by then."""
+    failed = [f"{each['name']}: {each['reason']}" for each in models if each.get("failed")]
+    failed += [
+        f"{each['name']}: {answer['error']}"
+        for each in models
+        for answer in each.get("prompts", ())
+        if answer["error"]
+    ]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
+        raise SmallmError(f"{failed[0]}{more}")
+
+
+def _tell(line: str) -> None:
+    messages().print(line, markup=False)
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)

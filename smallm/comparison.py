@@ -1,0 +1,395 @@
+"""Models side by side: the same held-out bytes, the same prompts, measures that mean the same.
+
+A record comes out, with a row for each model; one that can't be had or fails keeps its row, with
+the reason. `report` shows it, `mlflow_store` and `result.json` keep it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from smallm import significance
+from smallm.baselines import BASELINES, Unavailable, baseline, state
+from smallm.calibration import calibration_record, fit_temperature
+from smallm.champion import load_core
+from smallm.errors import SmallmError
+from smallm.evaluation import reference_scores
+from smallm.files import read_text
+from smallm.next_words import word_positions
+from smallm.predictors import Decoding, Predictor
+from smallm.predictors.causal import Causal
+from smallm.predictors.expansion import word_accuracy
+from smallm.predictors.loading import load_predictor
+from smallm.predictors.masked import Masked
+from smallm.quality import HeldOutPrompt, ceiling, first_words, prompts_and_references, quality
+from smallm.scoring import Scores, score
+from smallm.significance import Interval, multi_bootstrap, ratio_interval
+from smallm.tape import Slice, Tape, tokenize_with
+
+SEED = 0
+PSEUDO = "pseudo_log_likelihood_per_word"
+MASKED_BYTES, MASKED_WINDOW = 8_192, 64  # bytes that masked models score, tokens they see
+CONTINUATION_WORDS, PROMPT_WORDS = 15, 24  # of the passages that generation is judged by
+FITTING_BYTES = 16_384
+NEXT_WORDS = 5
+TOKENS_PER_WORD = 3  # more than any tokenizer here needs on average
+EVERYDAY = Decoding(max_tokens=CONTINUATION_WORDS * TOKENS_PER_WORD, temperature=0.8, top_p=0.95)
+
+Record = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that is the same for every model, and how much of it each measure looks at."""
+
+    name: str
+    texts: Sequence[str]
+    """What is scored."""
+    fitting: Sequence[str]
+    """What a temperature is fitted on; none of it is scored. Empty: no calibration."""
+    words: int = 48
+    """Words of the text whose rank among all next words is found."""
+    continuations: int = 16
+    """Passages that are continued and compared with the true continuation."""
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes that are scored."""
+        return sum(len(text.encode("utf-8")) for text in self.texts)
+
+    @cached_property
+    def passages(self) -> list[HeldOutPrompt]:
+        """What is continued; empty where no document is long enough."""
+        try:
+            return prompts_and_references(
+                self.texts,
+                count=self.continuations,
+                prompt_words=PROMPT_WORDS,
+                continuation_words=CONTINUATION_WORDS,
+            )
+        except SmallmError:
+            return []
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A model that can't be had or loaded: why, and what to do."""
+
+    name: str
+    reason: str
+    remedy: str = ""
+    failed: bool = False
+    """Whether it is here but broken, which is an error; being elsewhere is not."""
+
+
+def each_model(
+    names: Iterable[str], *, folders: Mapping[str, Path], home: Path, threads: int, device: str
+) -> Iterator[Predictor | Absent]:
+    """Loads one model after another; `folders` holds those with names of their own.
+
+    Raises SmallmError for a name that is no model, before any is loaded.
+    """
+    states = {name: None if name in folders else state(name) for name in names}
+    for name, found in states.items():
+        if isinstance(found, Unavailable):
+            yield Absent(name, found.reason, found.remedy)
+            continue
+        try:
+            model = load_predictor(
+                str(folders.get(name, name)), home=home, threads=threads, device=device
+            )
+            model.name = name
+        except SmallmError as error:
+            yield Absent(name, str(error), failed=True)
+            continue
+        yield model
+
+
+def held_out(tape: Tape, part: Slice, *, most_bytes: int, fitting: Slice | None) -> HeldOut:
+    """The beginning of a slice, and what temperatures are fitted on."""
+    texts = list(tape.texts(tape.beginning(part, most_bytes)))
+    fitted = list(tape.texts(tape.beginning(fitting, FITTING_BYTES))) if fitting else []
+    return HeldOut(part.name, texts, fitted)
+
+
+def evaluate(
+    models: Iterable[Predictor | Absent], text: HeldOut, say: Say, *, prompts: Sequence[str] = ()
+) -> Record:
+    """Every model on the same bytes: a row each, with intervals over documents.
+
+    With prompts, a row holds also what the model makes of each.
+    """
+    rows = []
+    for model in models:
+        start = time.perf_counter()
+        row = _about(model) | _measured(model, text)
+        if prompts:
+            row["prompts"] = _answers(model, prompts, k=NEXT_WORDS, decodings=lambda _: EVERYDAY)
+        rows.append(row)
+        say(f"{row['name']}: {_summary(row)}, in {time.perf_counter() - start:.0f} s")
+    return {
+        "slice": text.name,
+        "documents": len(text.texts),
+        "bytes": text.bytes,
+        "models": rows,
+        "ceiling": asdict(ceiling(text.passages)) if text.passages else None,
+        "prompts": list(prompts),
+    }
+
+
+def compare(
+    models: Iterable[Predictor | Absent],
+    prompts: Sequence[str],
+    *,
+    k: int,
+    decodings: Callable[[str], Decoding],
+) -> list[Record]:
+    """What each model makes of each prompt: next words, a continuation, the time.
+
+    `decodings` gives the decoding of a model by its name: a fitted temperature is its own.
+    """
+    return [
+        _about(model) | {"prompts": _answers(model, prompts, k=k, decodings=decodings)}
+        for model in models
+    ]
+
+
+def default_models(champion: Path | None) -> list[str]:
+    """The champion, where there is one, and every baseline."""
+    return [*(["champion"] if champion else []), *BASELINES]
+
+
+def default_prompts() -> list[str]:
+    """The seed sentences of machine learning that ship with SmaLLM."""
+    shipped = resources.files("smallm.prompts") / "machine-learning.txt"
+    return shipped.read_text(encoding="utf-8").splitlines()
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a UTF-8 text file, one a line; empty lines are left out."""
+    prompts = [line.rstrip() for line in read_text(path).splitlines() if line.strip()]
+    if not prompts:
+        raise SmallmError(f"{path}: holds no prompt; it needs one a line")
+    return prompts
+
+
+def _about(model: Predictor | Absent) -> Record:
+    known = baseline(model.name)
+    about: Record = {
+        "name": model.name,
+        "kind": known.kind if known else None,
+        "parameters": known.parameters if known else None,
+        "has_read": known.has_read if known else None,
+    }
+    if isinstance(model, Absent):
+        return about | {"reason": model.reason, "remedy": model.remedy, "failed": model.failed}
+    return about | {"kind": model.kind, "parameters": model.parameters, "context": model.context}
+
+
+def _measured(model: Predictor | Absent, text: HeldOut) -> Record:
+    """The measures of a model; what goes wrong with it is told in its row."""
+    if isinstance(model, Absent):
+        return {}
+    try:
+        if isinstance(model, Masked):
+            return _masked(model, text)
+        assert isinstance(model, Causal)
+        return _causal(model, text)
+    except SmallmError as error:
+        return {"reason": str(error), "failed": True}
+
+
+def _causal(model: Causal, text: HeldOut) -> Record:
+    fitted = fit_temperature(model.logits(text.fitting)) if text.fitting else None
+    start = time.perf_counter()
+    plain, *warm = model.score(
+        text.texts, temperatures=[1.0, *([fitted.temperature] if fitted else [])]
+    )
+    seconds = time.perf_counter() - start
+    row = _figures(plain) | {
+        "milliseconds_per_token": 1000 * seconds / int(plain.tokens.sum()),
+        "nll_by_document": plain.nll.tolist(),
+        "next_word": _next_word(model, text),
+        "quality": _quality(model, text),
+    }
+    if fitted:
+        row["calibration"] = calibration_record(plain, warm[0], fitted)
+    return row
+
+
+def _figures(scores: Scores) -> Record:
+    """The figures that models with different tokenizers share, each with its interval."""
+    bits = multi_bootstrap(scores.nll[None], scores.bytes, seed=SEED)
+    return {
+        "tokens": int(scores.tokens.sum()),
+        "bits_per_byte": asdict(bits),
+        "word_perplexity": _perplexity(scores, scores.words),
+        "byte_perplexity": _perplexity(scores, scores.bytes),
+    }
+
+
+def _perplexity(scores: Scores, sizes: Any) -> Record:
+    nats = ratio_interval(scores.nll, sizes, seed=SEED)
+    return asdict(Interval(*(math.exp(min(each, 700.0)) for each in asdict(nats).values())))
+
+
+def _masked(model: Masked, text: HeldOut) -> Record:
+    """Every token costs a masked model a pass over its window: less text, in short windows."""
+    start = time.perf_counter()
+    texts = list(_first_bytes(text.texts, MASKED_BYTES))
+    scores = model.pseudo_score(texts, window=MASKED_WINDOW)
+    tokens = int(scores.tokens.sum())
+    return {
+        "tokens": tokens,
+        "bytes": sum(len(each.encode("utf-8")) for each in texts),
+        "window": MASKED_WINDOW,
+        PSEUDO: asdict(ratio_interval(scores.log_likelihood, scores.words, seed=SEED)),
+        "milliseconds_per_token": 1000 * (time.perf_counter() - start) / tokens,
+    }
+
+
+def _first_bytes(texts: Sequence[str], most: int) -> Iterator[str]:
+    """The first texts that reach so many bytes, at least two: one alone has no interval."""
+    seen = 0
+    for number, text in enumerate(texts):
+        if seen >= most and number >= 2:
+            return
+        seen += len(text.encode("utf-8"))
+        yield text
+
+
+def _next_word(model: Causal, text: HeldOut) -> Record | None:
+    """Share of words that are among the model's k most probable next words."""
+    positions = word_positions(text.texts, text.words)
+    if not positions:
+        return None
+    found = word_accuracy(model, positions)
+    return {
+        "positions": found.positions,
+        "undecided": found.undecided[max(found.undecided)],
+        **{f"top_{k}": _share(hits, found.positions) for k, hits in found.hits.items()},
+    }
+
+
+def _share(hits: int, positions: int) -> Record:
+    """A share with Wilson's interval: the positions lie far apart."""
+    ends = binomtest(hits, positions).proportion_ci(method="wilson")
+    return asdict(Interval(hits / positions, float(ends.low), float(ends.high)))
+
+
+def _quality(model: Causal, text: HeldOut) -> Record | None:
+    """Continuations of held-out passages against the true ones, equally long in words."""
+    if not text.passages:
+        return None
+    written = [
+        first_words(
+            "".join(model.stream(each.prompt, replace(EVERYDAY, seed=number))), CONTINUATION_WORDS
+        )
+        for number, each in enumerate(text.passages)
+    ]
+    return asdict(quality(written, [each.reference for each in text.passages]))
+
+
+def _answers(
+    model: Predictor | Absent,
+    prompts: Sequence[str],
+    *,
+    k: int,
+    decodings: Callable[[str], Decoding],
+) -> list[Record]:
+    if isinstance(model, Absent):
+        return []
+    answers = []
+    for prompt in prompts:
+        answer: Record = {"prompt": prompt, "error": None}
+        try:
+            answer |= _next_words(model, prompt, k=k)
+            if model.kind == "causal":
+                answer |= _continuation(model, prompt, decodings(model.name))
+        except SmallmError as error:
+            answer["error"] = str(error)
+        answers.append(answer)
+    return answers
+
+
+def _next_words(model: Predictor, prompt: str, *, k: int) -> Record:
+    start = time.perf_counter()
+    found = model.next_words(prompt, k=k)
+    return {"next_words": asdict(found), "next_words_seconds": time.perf_counter() - start}
+
+
+def _continuation(model: Predictor, prompt: str, decoding: Decoding) -> Record:
+    start = time.perf_counter()
+    text = "".join(model.stream(prompt, decoding))
+    return {"continuation": text, "continuation_seconds": time.perf_counter() - start}
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    if "reason" in row:
+        return f"{'failed' if row['failed'] else 'not available'}: {row['reason']}"
+    if row["kind"] == "masked":
+        return f"{row[PSEUDO]['value']:.3f} nats per word (pseudo)"
+    temperature = row.get("calibration", {}).get("temperature")
+    fitted = f", fitted temperature {temperature:.2f}" if temperature else ""
+    return f"{row['bits_per_byte']['value']:.3f} bits per byte{fitted}"
+
+
+def sentences(record: Mapping[str, Any], nll: NDArray[np.float64], sizes: Any) -> Iterator[str]:
+    """The champion against each pretrained model, in plain words.
+
+    `nll` (seeds, documents) and the documents' `sizes` in bytes are those of the final slice, of
+    which the record holds the beginning.
+    """
+    documents = record["documents"]
+    for row in record["models"]:
+        if row["name"] == "champion" or "nll_by_document" not in row:
+            continue
+        other = np.broadcast_to(row["nll_by_document"], (len(nll), documents))
+        found = significance.compare(nll[:, :documents], other, sizes[:documents], seed=SEED)
+        said = significance.sentence(found, "the champion", row["name"])
+        read = f" {row['name']} has read {row['has_read']}." if row["has_read"] else ""
+        yield f"{said[0].upper()}{said[1:]}{read}"
+
+
+def own_tokens(
+    folder: Path, tape: Tape, part: Slice, *, ratio: float
+) -> dict[str, dict[str, float]]:
+    """A SmaLLM and the reference models in its own tokens: figures that no other model shares."""
+    core, shape, tokenizer = load_core(folder)
+    tokens = tokenize_with(tape, tokenizer)
+    scores = {"this model": score(core, tokens, part, window=shape.window, top=True)}
+    scores |= reference_scores(tokens, tape.training(ratio), part)
+    return {name: each.metrics() for name, each in scores.items()}
+
+
+def metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """A model's figures by flat names, as MLflow takes them."""
+    flat: dict[str, float] = {}
+    for name in ("bits_per_byte", "word_perplexity", "byte_perplexity", PSEUDO):
+        if name in row:
+            ends = {"": "value", "/low": "low", "/high": "high"}
+            flat |= {f"{name}{end}": row[name][key] for end, key in ends.items()}
+    flat["milliseconds_per_token"] = row["milliseconds_per_token"]
+    for name, found in (row.get("next_word") or {}).items():
+        flat[f"next_word/{name}"] = found["value"] if isinstance(found, dict) else found
+    if calibration := row.get("calibration"):
+        flat["temperature"] = calibration["temperature"]
+        for when in ("before", "after"):
+            for name in ("nll", "ece_width", "ece_mass"):
+                flat[f"calibration/{name}/{when}"] = calibration[when][name]["value"]
+    if written := row.get("quality"):
+        flat |= {f"quality/{name}": written[name]["value"] for name in ("bleu", "rouge_l")}
+        flat |= {f"quality/{name}": share for name, share in written["diversity"].items()}
+    return flat

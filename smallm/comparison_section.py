@@ -1,0 +1,177 @@
+"""The comparison of models as sections of a page: tables, plots, prompts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smallm.comparison_plots import draw_comparison, draw_next_words
+from smallm.comparison_tables import next_word_shown, note, parameters_shown, percent
+from smallm.leaderboard import NONE, name_shown, span
+from smallm.page import Html, figures, join, table, tag
+
+Record = Mapping[str, Any]
+WARNING = (
+    "A pretrained model may have read the very text it is scored on: where that is so, its score "
+    "is better than on text that is new to it. What each has read stands in its row."
+)
+
+
+def comparison_sections(record: Record) -> dict[str, Html]:
+    """The sections that the record has data for, by title, in reading order."""
+    sections = {}
+    if "bytes" in record:
+        sections["Beside pretrained models"] = _scores(record)
+    if record.get("prompts"):
+        sections["Prompts side by side"] = _prompts(record)
+    return sections
+
+
+def _scores(record: Record) -> Html:
+    rows = record["models"]
+    causal = [row for row in rows if row["kind"] != "masked"]
+    masked = [row for row in rows if row["kind"] == "masked"]
+    plots = draw_comparison(record)
+    words = (
+        f"All models are scored on the same {record['bytes']:,} bytes of {record['documents']:,} "
+        f"documents ({record['slice']} slice). Intervals are over documents."
+    )
+    parts = [
+        tag("p", words),
+        tag("p", tag("strong", "Read with care. "), WARNING),
+        _comparable(causal),
+        figures(plots, "comparison"),
+    ]
+    if masked:
+        parts.append(_masked(masked))
+    if any(row.get("calibration") for row in causal):
+        parts += [_calibration(causal), figures(plots, "calibration")]
+    if record.get("ceiling"):
+        parts.append(_generation(causal, record["ceiling"]))
+    return join(*parts)
+
+
+def _row(row: Record, cells: Sequence[object], width: int) -> list[object]:
+    """A table row; a model without the figures shows dashes and the reason."""
+    return [name_shown(row["name"]), *(cells or [NONE] * width), note(row)]
+
+
+def _comparable(rows: Sequence[Record]) -> Html:
+    header = [
+        *("model", "parameters", "bits per byte", "95 % interval", "word perplexity"),
+        *("byte perplexity", "next word among first 1 / 3 / 10 (%)", "ms per token", "note"),
+    ]
+    return table(header, [_row(row, _comparable_cells(row), len(header) - 2) for row in rows])
+
+
+def _comparable_cells(row: Record) -> list[object]:
+    if not row.get("bits_per_byte"):
+        return []
+    bits, byte = row["bits_per_byte"], row["byte_perplexity"]
+    return [
+        *(parameters_shown(row), tag("strong", f"{bits['value']:.3f}"), span(bits)),
+        *(f"{row['word_perplexity']['value']:,.1f}", f"{byte['value']:.3f}"),
+        *(next_word_shown(row), f"{row['milliseconds_per_token']:.2f}"),
+    ]
+
+
+def _masked(rows: Sequence[Record]) -> Html:
+    header = ["model", "parameters", "nats per word", "95 % interval", "bytes", "note"]
+    words = (
+        "Masked models define no probability of a text, so no bits per byte. Their "
+        "pseudo-log-likelihood masks each token and the rest of its word; it compares with other "
+        "masked models only. It is slow, so only the first bytes of the text are looked at, in "
+        "windows of 64 tokens."
+    )
+    body = [_row(row, _masked_cells(row), len(header) - 2) for row in rows]
+    return join(tag("h3", "Masked models"), tag("p", words), table(header, body))
+
+
+def _masked_cells(row: Record) -> list[object]:
+    found = row.get("pseudo_log_likelihood_per_word")
+    if not found:
+        return []
+    return [parameters_shown(row), f"{found['value']:.3f}", span(found), f"{row['bytes']:,}"]
+
+
+def _calibration(rows: Sequence[Record]) -> Html:
+    header = [
+        *("model", "fitted temperature", "nats per token, before", "after"),
+        *("calibration error (%), before", "after", "note"),
+    ]
+    words = (
+        "One temperature for each model, fitted on the selection slice. The expected calibration "
+        "error compares, in 15 bins of equally many tokens, how sure a model is of its first "
+        "choice with how often that is right."
+    )
+    body = [_row(row, _calibration_cells(row), len(header) - 2) for row in rows]
+    return join(tag("h3", "Calibration"), tag("p", words), table(header, body))
+
+
+def _calibration_cells(row: Record) -> list[object]:
+    found = row.get("calibration")
+    if not found:
+        return []
+    times = (found["before"], found["after"])
+    return [
+        f"{found['temperature']:.3f}",
+        *(_with_ends(when["nll"], 1, 3) for when in times),
+        *(_with_ends(when["ece_mass"], 100, 1) for when in times),
+    ]
+
+
+def _with_ends(found: Record, factor: float, decimals: int) -> str:
+    value = f"{factor * found['value']:.{decimals}f}"
+    if found["low"] is None:
+        return value
+    ends = {end: factor * found[end] for end in ("low", "high")}
+    return f"{value} ({span(ends, decimals)})"
+
+
+def _generation(rows: Sequence[Record], ceiling: Record) -> Html:
+    header = [
+        *("model", "BLEU", "ROUGE-1 (%)", "ROUGE-2 (%)", "ROUGE-L (%)", "distinct-1 (%)"),
+        *("distinct-2 (%)", "repetition (%)", "note"),
+    ]
+    words = (
+        f"Continuations of {ceiling['prompts']} held-out passages, equally long in words and "
+        "decoded alike, against the true ones. Alone these figures say little: the ceiling is what "
+        "the words that follow in the same documents reach, beside the variety of the true "
+        "continuations."
+    )
+    body = [_row(row, _quality_cells(row.get("quality")), len(header) - 2) for row in rows]
+    body.append(["ceiling", *_quality_cells(ceiling), "text by the documents' own authors"])
+    signature = tag("p", tag("small", ceiling["bleu_signature"]))
+    return join(tag("h3", "Continuations"), tag("p", words), table(header, body), signature)
+
+
+def _quality_cells(found: Record | None) -> list[object]:
+    if not found:
+        return []
+    variety = found["diversity"]
+    shares = [found["rouge_1"], found["rouge_2"], found["rouge_l"]["value"]]
+    shares += [variety["distinct_1"], variety["distinct_2"], variety["repetition"]]
+    return [_with_ends(found["bleu"], 1, 1), *map(percent, shares)]
+
+
+def _prompts(record: Record) -> Html:
+    parts = []
+    for place, prompt in enumerate(record["prompts"]):
+        plots = draw_next_words(record, place)
+        rows = [_answer(row, place) for row in record["models"]]
+        parts += [
+            tag("h3", prompt),
+            figures(plots, "prompts"),
+            table(["model", "continuation", "seconds, words and text"], rows),
+        ]
+    return join(*parts)
+
+
+def _answer(row: Record, place: int) -> list[object]:
+    if "reason" in row:
+        return [name_shown(row["name"]), note(row), NONE]
+    answer = row["prompts"][place]
+    times = [answer.get(f"{what}_seconds") for what in ("next_words", "continuation")]
+    shown = " + ".join(f"{seconds:.2f}" for seconds in times if seconds is not None)
+    text = answer["error"] or answer.get("continuation") or "a masked model: single words only"
+    return [name_shown(row["name"]), text, shown or NONE]

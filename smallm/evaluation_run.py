@@ -1,0 +1,133 @@
+"""An evaluation as a person starts it: recorded in the home and in MLflow, shown as a page."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from smallm.champion import saved_temperature
+from smallm.comparison import metrics
+from smallm.comparison_section import comparison_sections
+from smallm.errors import SmallmError
+from smallm.files import read_json, write_json, write_text
+from smallm.page import page
+from smallm.tracking import Tracker, local_uri
+
+RECORD = "evaluation.json"
+SECONDS_FOR_MLFLOW = 30
+
+
+class EvaluationRun:
+    """A folder under the home and a run in MLflow for one evaluation.
+
+    Entering raises SmallmError when MLflow does not answer, before anything is computed.
+    """
+
+    def __init__(self, home: Path, *, tell: Callable[[str], None]) -> None:
+        self.home = home
+        self.folder = _new_folder(home / "evaluations")
+        self.page = self.folder / "evaluation.html"
+        self.tell = tell
+
+    def __enter__(self) -> EvaluationRun:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(self.home)
+        self.tracker = Tracker.open(
+            self.folder, uri=uri, experiment="smallm", search=self.folder.name, notify=self.tell
+        )
+        self.tracker.start_run(
+            "evaluation", name=self.folder.name, params={}, tags={"smallm.kind": "evaluation"}
+        )
+        return self
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Writes the record and its page, and records the figures of each model."""
+        keep_temperatures(record, self.home)
+        write_json(self.folder / RECORD, record)
+        write_text(self.page, _page(self.folder.name, record))
+        track_models(self.tracker, record, parent="evaluation")
+        for path in (self.folder / RECORD, self.page):
+            self.tracker.log_artifacts("evaluation", path)
+        self.tracker.end_run("evaluation", status="FINISHED", reason="evaluated")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self.tracker.end_run("evaluation", status="FAILED", reason=str(error) or kind.__name__)
+        pending = self.tracker.close(timeout=SECONDS_FOR_MLFLOW)
+        if pending:
+            name = self.folder.name
+            self.tell(f"{pending} records wait for MLflow: `smallm sync {name}` sends them")
+
+
+def track_models(tracker: Tracker, record: Mapping[str, Any], *, parent: str) -> None:
+    """A run below the parent for each model that was measured."""
+    for row in record["models"]:
+        if "reason" in row:
+            continue
+        key = f"{parent}/{row['name']}"
+        about = {name: row[name] for name in ("name", "kind", "parameters")}
+        tracker.start_run(
+            key,
+            name=row["name"],
+            parent=parent,
+            params={**about, "slice": record["slice"], "bytes": record["bytes"]},
+            tags={"smallm.kind": "evaluation"},
+        )
+        tracker.log(key, metrics(row), step=0)
+        tracker.end_run(key, status="FINISHED", reason="evaluated")
+
+
+def keep_temperatures(record: Mapping[str, Any], home: Path) -> None:
+    """Keeps the fitted temperature of each model, for generation with `fitted`."""
+    for row in record["models"]:
+        if "calibration" in row:
+            fitted = {"temperature": row["calibration"]["temperature"], "model": row["name"]}
+            write_json(_temperature_file(row["name"], home), fitted)
+
+
+def fitted_temperature(name: str, *, folder: Path | None, home: Path) -> float:
+    """The temperature that fits a model: saved with a SmaLLM, else that of the last evaluation."""
+    if folder is not None:
+        return saved_temperature(folder)
+    file = _temperature_file(name, home)
+    if not file.exists():
+        raise SmallmError(
+            f"{name}: has no fitted temperature yet: run `smallm evaluate --models {name}`, or "
+            "give --temperature a number"
+        )
+    return float(read_json(file)["temperature"])
+
+
+def write_page(record: Mapping[str, Any], home: Path) -> Path:
+    """Writes the page of a comparison of prompts under the home; gives its path."""
+    folder = _new_folder(home / "comparisons")
+    write_json(folder / "comparison.json", record)
+    path = folder / "comparison.html"
+    write_text(path, _page(folder.name, record))
+    return path
+
+
+def _page(title: str, record: Mapping[str, Any]) -> str:
+    sections = comparison_sections(record)
+    return page(title, [f"{len(record['models'])} models"], sections)
+
+
+def _temperature_file(name: str, home: Path) -> Path:
+    return home / "temperatures" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.json"
+
+
+def _new_folder(parent: Path) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while (folder := parent / (stamp if number == 1 else f"{stamp}-{number}")).exists():
+        number += 1
+    return folder

@@ -1,0 +1,180 @@
+"""Next words from a model of tokens: certified top k, word probabilities, top-k accuracy.
+
+A word is a longest run of characters that are not ASCII white space, the same for every model.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from smallm.errors import SmallmError
+from smallm.predictors import NextWord, NextWords
+from smallm.word_search import EXACT, Expand, Prefix, Rest, Search, lexicon_of
+
+WORD = re.compile(r"[^ \t\n\r\f\v]+")
+BATCH = 16  # prefixes that a model looks at together
+LIMIT = 1024  # prefixes that it looks at for one prompt
+RANKS = (1, 3, 10)
+FEWEST_WORDS = 8  # before a word whose rank is asked for
+
+
+def check_prompt(prompt: str) -> None:
+    """SmallmError for a prompt after which no next word is defined."""
+    if not prompt:
+        raise SmallmError("the prompt is empty: it needs at least one word")
+    if not WORD.fullmatch(prompt[-1]):
+        raise SmallmError(
+            f"the prompt ends in white space ({prompt[-1]!r}): leave it out, it belongs to the "
+            "next word"
+        )
+
+
+def next_words(
+    expand: Expand,
+    token_bytes: Sequence[bytes],
+    end_ids: frozenset[int],
+    *,
+    k: int,
+    batch: int = BATCH,
+    limit: int = LIMIT,
+) -> NextWords:
+    """The k most probable next words, searched until they are certain and in order.
+
+    `token_bytes` has the bytes of every id that `expand` gives. The search ends uncertified after
+    `limit` prefixes. Words that are equally probable to within EXACT may stand in any order.
+    """
+    if not 1 <= k <= len(token_bytes):
+        raise SmallmError(f"k is {k}: it must be from 1 to the vocabulary's {len(token_bytes)}")
+    search = Search(expand, lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
+    while blocking := _blocking(search, k):
+        if not search.advance(blocking):
+            break
+    certified = not blocking
+    best = _best(search, k)
+    uppers = [search.upper(word) for word in best]
+    return NextWords(
+        words=tuple(
+            NextWord(word.decode("utf-8", errors="replace"), search.words[word], upper)
+            for word, upper in zip(best, uppers, strict=True)
+        ),
+        end_of_text=search.end_of_text,
+        residual=search.residual,
+        certified=certified,
+    )
+
+
+def _best(search: Search, count: int) -> list[bytes]:
+    return heapq.nsmallest(count, search.words, key=lambda word: (-search.words[word], word))
+
+
+def _blocking(search: Search, k: int) -> list[Prefix | Rest]:
+    """What keeps the k heaviest words from being certain and in order; empty when they are."""
+    while True:
+        taken = search.taken
+        best = _best(search, k)
+        least = (search.words[best[-1]] if len(best) == k else 0.0) + EXACT
+        bounds = search.bounds()
+        unseen = {text for text, bound in bounds.items() if bound > least}
+        if len(found := search.at(unseen)) >= search.batch:
+            return found
+        contested = _rivals(search, set(best), least, max(bounds.values(), default=0.0))
+        if contested and len(best) == k:
+            contested.add(best[-1])
+        for upper, lower in pairwise(best):
+            if search.upper(lower) > search.words[upper] + EXACT:
+                contested |= {upper, lower}
+        if unseen or contested or taken == search.taken:
+            return search.at(unseen | contested)
+
+
+def _rivals(search: Search, known: set[bytes], least: float, gain: float) -> set[bytes]:
+    """Seen words that may be more probable than `least` when none gains more than `gain`."""
+    near = [word for word, low in search.words.items() if low + gain > least and word not in known]
+    return {word for word in near if search.upper(word) > least}
+
+
+def word_log_probability(
+    expand: Expand,
+    token_bytes: Sequence[bytes],
+    end_ids: frozenset[int],
+    *,
+    word_ids: Sequence[int],
+) -> float:
+    """Corrected log-probability of a word along one way to write it in tokens.
+
+    p(w|c) = product of p(s_i|c, s_<i) times P(B|c, w) / P(B|c): the word begins after the prompt
+    and ends with its last token. The first token holds the white space before the word.
+    """
+    begins = lexicon_of(tuple(token_bytes), end_ids).begins
+    if not word_ids or not begins[word_ids[0]]:
+        raise SmallmError(f"no word begins with the tokens {list(word_ids)}: white space must")
+    after = expand([word_ids[:end] for end in range(len(word_ids) + 1)]).double()
+    scores = np.asarray(after.detach().log_softmax(1).cpu().numpy())
+    path = sum(scores[place, number] for place, number in enumerate(word_ids))
+    boundary = np.logaddexp.reduce(scores[:, begins], axis=1)
+    return float(path + boundary[-1] - boundary[0])
+
+
+def rank_at_most(
+    expand: Expand,
+    token_bytes: Sequence[bytes],
+    end_ids: frozenset[int],
+    *,
+    word: str,
+    ks: Sequence[int] = RANKS,
+    batch: int = BATCH,
+    limit: int = LIMIT,
+) -> dict[int, bool | None]:
+    """For each k, whether fewer than k words are at least as probable as `word`.
+
+    Searches only until the bounds decide it; None where `limit` prefixes do not.
+    """
+    search = Search(expand, lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
+    while True:
+        sure, possible, blocking = _rivals_of(search, word.encode())
+        decided = {k: True if possible < k else False if sure >= k else None for k in ks}
+        if None not in decided.values() or not search.advance(blocking):
+            return decided
+
+
+def _rivals_of(search: Search, gold: bytes) -> tuple[int, float, list[Prefix | Rest]]:
+    """How many words are surely and may be as probable as one word, and what leaves it open."""
+    upper = search.upper(gold) - EXACT
+    low = search.words.get(gold, 0.0) - EXACT
+    bounds = search.bounds()
+    unseen = {text for text, bound in bounds.items() if bound >= low}
+    sure = sum(1 for word, mass in search.words.items() if mass >= upper and word != gold)
+    if low <= 0:
+        return sure, math.inf, search.at({gold, *unseen})
+    gain = max(bounds.values(), default=0.0)
+    near = [w for w, mass in search.words.items() if low - gain <= mass < upper and w != gold]
+    close = {word for word in near if search.upper(word) >= low}
+    possible = sure + len(close) + (search.residual // low if unseen else 0)
+    return sure, possible, search.at({gold, *unseen, *close})
+
+
+def word_positions(
+    texts: Sequence[str], count: int, *, context_words: int = 64
+) -> list[tuple[str, str]]:
+    """`count` words evenly spread over texts, each as (context, word): the same for every model.
+
+    A context holds the `context_words` words before, or as many as there are; the first words of
+    a text are left out.
+    """
+    words = [list(WORD.finditer(text)) for text in texts]
+    places = [
+        (row, at) for row, found in enumerate(words) for at in range(FEWEST_WORDS, len(found))
+    ]
+    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
+    pairs = []
+    for row, at in (places[number] for number in chosen):
+        found = words[row]
+        start = found[max(at - context_words, 0)].start()
+        pairs.append((texts[row][start : found[at - 1].end()], found[at].group()))
+    return pairs

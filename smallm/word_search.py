@@ -1,0 +1,276 @@
+"""Best-first search for the words that may follow a prompt, with bounds of their probability.
+
+A word is a longest run of bytes that are not ASCII white space. After a prompt that does not end
+in white space comes white space, then the word; it ends when white space or the end of the text
+follows. All probabilities are conditional on B: the first token begins with white space or ends
+the text, so the last word of the prompt is taken as finished (Pimentel and Meister 2024, arXiv
+2406.14561; Oh and Schuler 2024, arXiv 2406.10851).
+
+The search takes the heaviest token prefixes first. What a model says after a prefix splits the
+prefix's mass: some of it ends the word and is credited, the rest goes on to longer prefixes. Mass
+is never dropped: credited + end of text + residual = 1. The continuations of a prefix stay
+together in one array, a `Rest`, and only those that matter become prefixes of their own.
+
+A word w can gain only from the mass at texts that w begins with, so its probability lies between
+what it was credited, L(w), and U(w) = L(w) + that mass. U(w) is at most L(w) + residual.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smallm.errors import SmallmError
+
+Expand = Callable[[Sequence[Sequence[int]]], Tensor]
+"""Log-probabilities (prefixes, ids) of the next id after the prompt and each prefix of ids."""
+
+WHITE_SPACE = b" \t\n\r\f\v"
+EXACT = 1e-9
+"""Probabilities nearer than this count as equal: it is below the precision of the models."""
+LIMIT = 1024  # prefixes that a model looks at
+BATCH = 16  # prefixes that it looks at together
+LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
+FIRST_SHARE = 32  # continuations that become prefixes at first; then twice as many, and so on
+SORTED = 256  # heaviest continuations that are sorted at once; the others when they are needed
+
+
+class Lexicon:
+    """What the search must know about each id.
+
+    The head of an id is its first run of bytes other than white space. Ids without bytes end the
+    text, as the end ids do: special ids stand for no text.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes], end_ids: frozenset[int]) -> None:
+        size = len(token_bytes)
+        self.heads: list[bytes] = []
+        self.ends = np.zeros(size, dtype=bool)  # of the text
+        self.opens = np.zeros(size, dtype=bool)  # with white space
+        self.closes = np.zeros(size, dtype=bool)  # its head: white space follows inside
+        self.by_head: dict[bytes, list[int]] = {}
+        for number, content in enumerate(token_bytes):
+            text = content.lstrip(WHITE_SPACE)
+            head = text.split(None, 1)[0] if text else b""
+            self.heads.append(head)
+            self.ends[number] = not content or number in end_ids
+            self.opens[number] = content[:1].isspace()
+            self.closes[number] = len(head) < len(text)
+            if not self.ends[number]:
+                self.by_head.setdefault(head, []).append(number)
+        self.begins = self.ends | self.opens  # B, and what ends a word
+        self.longest_opening = self._chain(self.opens)
+        self.longest_inner = self._chain(~self.begins)
+
+    def _chain(self, among: NDArray[np.bool_]) -> int:
+        """The most ids whose heads all begin one and the same text."""
+        counts = {
+            head: count
+            for head, ids in self.by_head.items()
+            if (count := int(np.count_nonzero(among[ids])))
+        }
+        return int(max((chain for _, chain in _along(counts)), default=0))
+
+    def beginning(self, text: bytes) -> Iterator[int]:
+        """Ids with which a text may begin, white space before it included."""
+        for end in range(len(text) + 1):
+            yield from self.by_head.get(text[:end], ())
+
+
+@lru_cache(maxsize=8)
+def lexicon_of(token_bytes: tuple[bytes, ...], end_ids: frozenset[int]) -> Lexicon:
+    """The lexicon of a model, made once."""
+    return Lexicon(token_bytes, end_ids)
+
+
+def _along(values: Mapping[bytes, float]) -> Iterator[tuple[bytes, float]]:
+    """For each text, the sum of the values at all texts that it begins with."""
+    path: list[tuple[bytes, float]] = []
+    for text in sorted(values):
+        while path and not text.startswith(path[-1][0]):
+            path.pop()
+        path.append((text, values[text] + (path[-1][1] if path else 0.0)))
+        yield path[-1]
+
+
+@dataclass(eq=False, slots=True)
+class Prefix:
+    """Tokens after the prompt that the model has not looked at, with their probability."""
+
+    ids: tuple[int, ...]
+    text: bytes
+    """The word so far; empty while there is only white space."""
+    mass: float
+
+    @property
+    def bound(self) -> float:
+        """The most that one word can gain from it."""
+        return self.mass
+
+
+@dataclass(eq=False, slots=True)
+class Rest:
+    """Continuations of a prefix that are not prefixes of their own yet."""
+
+    ids: tuple[int, ...]
+    text: bytes
+    mass: float
+    masses: NDArray[np.float32]
+    """Of each id; 0 for those that do not continue the prefix or were taken out."""
+    order: NDArray[np.int64]
+    """Ids, the heaviest first: perhaps not all of them."""
+    chain: int
+    """The most ids that can lead to one word."""
+    place: int = 0
+    share: int = FIRST_SHARE
+    opened: set[bytes] = field(default_factory=set)
+
+    def heaviest(self) -> float:
+        """The largest mass that is left."""
+        while True:
+            while self.place < len(self.order):
+                if (found := float(self.masses[self.order[self.place]])) > 0:
+                    return found
+                self.place += 1
+            left = np.flatnonzero(self.masses)
+            if not len(left):
+                self.mass = 0.0
+                return 0.0
+            self.order = left[np.argsort(-self.masses[left], kind="stable")]
+            self.place = 0
+
+    @property
+    def bound(self) -> float:
+        """The most that one word can gain from it."""
+        return min(self.mass, self.chain * self.heaviest())
+
+
+class Search:
+    """Best-first search over token prefixes, with bounds of every word's probability."""
+
+    def __init__(self, expand: Expand, lexicon: Lexicon, *, batch: int, limit: int) -> None:
+        self.expand, self.lexicon = expand, lexicon
+        self.batch, self.limit = batch, limit
+        self.words: dict[bytes, float] = {}
+        self.end_of_text = 0.0
+        self.looked_at = 0
+        """Prefixes that the model has looked at."""
+        self.taken = 0
+        """Continuations that became prefixes or words."""
+        self.frontier: dict[bytes, list[Prefix | Rest]] = {}
+        self._look_at([Prefix((), b"", 1.0)])
+
+    @property
+    def residual(self) -> float:
+        """Mass that belongs to no word and not to the end of the text."""
+        return sum(item.mass for items in self.frontier.values() for item in items)
+
+    def bounds(self) -> dict[bytes, float]:
+        """For each text on the frontier, the most that a word which begins with it can gain.
+
+        This holds for a word that ends there; longer texts on the frontier have their own.
+        """
+        own = {text: sum(each.bound for each in items) for text, items in self.frontier.items()}
+        return dict(_along(own))
+
+    def at(self, texts: Iterable[bytes]) -> list[Prefix | Rest]:
+        """What lies on the frontier at some texts and at all that they begin with."""
+        places = {text[:end] for text in texts for end in range(len(text) + 1)}
+        return [item for place in places for item in self.frontier.get(place, ())]
+
+    def upper(self, word: bytes) -> float:
+        """The most that a word's probability can be: what leads to it becomes prefixes."""
+        for end in range(len(word) + 1):
+            for item in list(self.frontier.get(word[:end], ())):
+                if isinstance(item, Rest) and word not in item.opened:
+                    item.opened.add(word)
+                    self._take(item, list(self.lexicon.beginning(word[end:])))
+        places = (self.frontier.get(word[:end], ()) for end in range(len(word) + 1))
+        gain = sum(item.mass for items in places for item in items if isinstance(item, Prefix))
+        return self.words.get(word, 0.0) + gain
+
+    def advance(self, items: Iterable[Prefix | Rest]) -> bool:
+        """Looks at the heaviest of some items; False when nothing is left to be gained."""
+        useful = [
+            (bound, item) for item in items if len(item.ids) < LONGEST and (bound := item.bound) > 0
+        ]
+        heaviest = heapq.nlargest(self.batch, useful, key=lambda pair: pair[0])
+        room = self.limit - self.looked_at
+        prefixes = [item for _, item in heaviest if isinstance(item, Prefix)]
+        rests = [item for _, item in heaviest if isinstance(item, Rest)]
+        for rest in rests:
+            rest.heaviest()  # moves to the first that is left
+            self._take(rest, rest.order[rest.place : rest.place + rest.share].tolist())
+            rest.share *= 2
+        if prefixes and room > 0:
+            self._look_at(prefixes[:room])
+        return bool(rests) or bool(prefixes and room > 0)
+
+    def _take(self, rest: Rest, ids: Iterable[int]) -> None:
+        """Makes some continuations prefixes of their own; a finished word gets its mass."""
+        heads, closes = self.lexicon.heads, self.lexicon.closes
+        for number in ids:
+            mass = float(rest.masses[number])
+            if mass == 0:
+                continue
+            rest.masses[number] = 0
+            rest.mass = max(rest.mass - mass, 0.0)
+            text = rest.text + heads[number]
+            self.taken += 1
+            if closes[number]:
+                self._credit(text, mass)
+            else:
+                self._wait(Prefix((*rest.ids, number), text, mass))
+        if rest.heaviest() == 0:
+            self._leave(rest)
+
+    def _credit(self, word: bytes, mass: float) -> None:
+        if mass > 0:
+            self.words[word] = self.words.get(word, 0.0) + mass
+
+    def _wait(self, item: Prefix | Rest) -> None:
+        self.frontier.setdefault(item.text, []).append(item)
+
+    def _leave(self, item: Prefix | Rest) -> None:
+        here = self.frontier[item.text]
+        here.remove(item)
+        if not here:
+            del self.frontier[item.text]
+
+    def _look_at(self, prefixes: Sequence[Prefix]) -> None:
+        """Splits the mass of prefixes by what the model says after them."""
+        self.looked_at += len(prefixes)
+        lexicon = self.lexicon
+        after = self.expand([each.ids for each in prefixes]).detach().cpu().double().softmax(1)
+        masses = np.asarray(after.numpy())
+        for row, prefix in zip(masses, prefixes, strict=True):
+            if not prefix.ids:
+                row[~lexicon.begins] = 0
+                if not row.sum() > 0:
+                    raise SmallmError("the model lets no word begin after this prompt")
+                row /= row.sum()
+            else:
+                self._leave(prefix)
+            row *= prefix.mass
+            ending = lexicon.begins if prefix.text else lexicon.ends
+            ended = float(row[ending].sum())
+            if prefix.text:
+                self._credit(prefix.text, ended)
+            else:
+                self.end_of_text += ended
+            row[ending] = 0
+        left = masses.astype(np.float32)
+        count = min(SORTED, left.shape[1])
+        order = torch.from_numpy(left).topk(count, dim=1).indices.numpy()
+        for row, heaviest, prefix in zip(left, order, prefixes, strict=True):
+            if mass := float(row.sum(dtype=np.float64)):
+                chain = 0 if not prefix.ids else lexicon.longest_inner
+                chain += 0 if prefix.text else lexicon.longest_opening
+                self._wait(Rest(prefix.ids, prefix.text, mass, row, heaviest, chain))
