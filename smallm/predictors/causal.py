@@ -287,8 +287,10 @@ def _rank(logits: Tensor, gold: Tensor) -> NDArray[np.int64]:
     """
     at_gold = logits.gather(1, gold[:, None])
     # Counting in floats is ten times faster than in booleans.
-    before = torch.gt(logits, at_gold, out=torch.empty_like(logits)).sum(1).long()
-    for row in (before < TOP[-1]).nonzero()[:, 0].tolist():
+    counted = torch.empty_like(logits)
+    before = torch.gt(logits, at_gold, out=counted).sum(1).long()
+    tied = torch.ge(logits, at_gold, out=counted).sum(1).long() > before + 1
+    for row in (tied & (before < TOP[-1])).nonzero()[:, 0].tolist():
         before[row] += (logits[row, : gold[row]] == at_gold[row]).sum()
     return before.cpu().numpy()
 
