@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import tiny_models
+from rich.cells import cell_len
 from rich.console import Console
 
 from smallm import comparison, significance
@@ -209,7 +210,7 @@ def test_the_tables_show_every_model_with_its_reason(record, width):
     assert f"{row(record, 'champion')['bits_per_byte']['value']:.3f}" in told
     assert "not available" in flat
     assert "failed" in flat
-    assert all(len(line) <= width for line in told.splitlines())
+    assert all(cell_len(line) <= width for line in told.splitlines())
 
 
 class Text(HTMLParser):
