@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 from test_models import random_core
 from tiny_models import gpt2, gpt_neo, llama
 
+from smallm import word_search
 from smallm.errors import SmallmError
 from smallm.models.huggingface import wrap
 from smallm.next_words import next_words, rank_at_most, word_log_probability, word_positions
 from smallm.predictors import expansion as of_model
 from smallm.predictors.causal import Causal
 from smallm.settings import ModelSettings
+from smallm.word_search import Search, lexicon_of
 
 # A special id, ids of white space only, with it before, inside and after, halves of a character.
 POOL = [b"", b" ", b" a", b"a", b"b", b" ab", b"b ", b"a\nb", b" \xc3", b"\xa9", b"\n", b"\ta b"]
-DEPTH = 4  # ids that a table writes before it ends the text
+DEPTH = 3  # ids that a table writes before it ends the text
 
 
 class Table:
@@ -67,8 +69,8 @@ class Table:
         return {word: mass / total for word, mass in found.items()}
 
 
-def tables(**spread):
-    chosen = st.sets(st.integers(1, len(POOL) - 1), min_size=3, max_size=6)
+def tables():
+    chosen = st.sets(st.integers(1, len(POOL) - 1), min_size=3, max_size=11)
     usable = chosen.filter(lambda ids: any(POOL[i][:1].isspace() for i in ids))
     return st.builds(
         lambda ids, seed, spread: Table([*sorted(ids), 0], seed, spread),
@@ -78,59 +80,58 @@ def tables(**spread):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _small_shares():
+    """Small models have few ids: one becomes a prefix at first, so that rests stay."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(word_search, "FIRST_SHARE", 1)
+        patch.setattr(word_search, "SORTED", 2)
+        yield
+
+
 def check_bounds(found, exhaustive):
-    """Conservation is checked by the bounds of all: nothing may be outside them."""
+    """Every word lies between its bounds; different bytes may look the same when decoded."""
     for word in found.words:
-        true = sum(p for w, p in exhaustive.items() if w.decode(errors="replace") == word.word)
-        assert word.probability <= true + 1e-6
-        assert word.upper >= exhaustive.get(word.word.encode(), 0.0) - 1e-6
+        alike = [p for w, p in exhaustive.items() if w.decode(errors="replace") == word.word]
+        assert word.probability <= max(alike) + 1e-6
+        assert word.upper >= min(alike) - 1e-6
         assert word.upper <= word.probability + found.residual + 1e-9
 
 
-@settings(max_examples=25, deadline=None)
-@given(tables(), st.integers(1, 4))
-def test_certified_words_are_those_of_all_texts_that_the_model_can_write(table, k):
+@settings(max_examples=60, deadline=None)
+@given(tables(), st.integers(1, 4), st.integers(1, 5), st.sampled_from([5, 20, 60, 10_000]))
+def test_certified_words_are_those_of_all_texts_that_the_model_can_write(table, k, batch, limit):
     exhaustive = table.exhaustive()
-    found = next_words(table, table.token_bytes, table.ends, k=k, batch=4, limit=10_000)
-    assert found.certified
+    found = next_words(table, table.token_bytes, table.ends, k=k, batch=batch, limit=limit)
+    assert table.looked_at <= limit
+    check_bounds(found, exhaustive)
+    ended = exhaustive.get(b"", 0.0)
+    assert found.end_of_text <= ended + 1e-6
+    assert found.end_of_text + found.residual >= ended - 1e-6
+    if not found.certified:
+        assert limit < 10_000
+        return
     true = sorted((p for word, p in exhaustive.items() if word and p > 2e-9), reverse=True)
     assert len(found.words) >= min(k, len(true))
     for word, expected in zip(found.words, true, strict=False):
-        assert word.probability <= expected + 1e-6
-        assert word.upper >= expected - 1e-6
-    check_bounds(found, exhaustive)
-    assert found.end_of_text <= exhaustive.get(b"", 0.0) + 1e-6
-    assert found.end_of_text + found.residual >= exhaustive.get(b"", 0.0) - 1e-6
+        alike = [p for w, p in exhaustive.items() if w.decode(errors="replace") == word.word]
+        assert min(abs(p - expected) for p in alike) < 1e-6
+        assert word.probability - 1e-6 <= expected <= word.upper + 1e-6
 
 
 @settings(max_examples=15, deadline=None)
 @given(tables(), st.integers(1, 40))
 def test_mass_is_conserved_wherever_the_search_ends(table, limit):
-    found = next_words(table, table.token_bytes, table.ends, k=3, batch=2, limit=limit)
-    assert table.looked_at <= limit
-    check_bounds(found, table.exhaustive())
-    everything = next_words(
-        table, table.token_bytes, table.ends, k=len(table.token_bytes), batch=2, limit=limit
-    )
-    credited = credit_of(table, limit)
-    assert credited == pytest.approx(1, abs=1e-6)
-    assert everything.residual >= -1e-9
+    lexicon = lexicon_of(table.token_bytes, table.ends)
+    search = Search(table, lexicon, batch=2, limit=limit)
+    while search.advance(search.at(search.bounds())):
+        credited = sum(search.words.values()) + search.end_of_text
+        assert credited + search.residual == pytest.approx(1, abs=1e-6)
 
 
-def credit_of(table, limit):
-    """All that a search stopped at the limit has attributed, and its residual."""
-    from smallm.next_words import _blocking
-    from smallm.word_search import Search, lexicon_of
-
-    search = Search(table, lexicon_of(table.token_bytes, table.ends), batch=2, limit=limit)
-    while (blocking := _blocking(search, 3)) and search.advance(blocking):
-        pass
-    return sum(search.words.values()) + search.end_of_text + search.residual
-
-
-@settings(max_examples=15, deadline=None)
-@given(tables(), st.data())
-def test_the_counting_rule_agrees_with_the_rank_among_all_words(table, data):
+@settings(max_examples=60, deadline=None)
+@given(tables(), st.sampled_from([5, 20, 10_000]), st.data())
+def test_the_counting_rule_agrees_with_the_rank_among_all_words(table, limit, data):
     exhaustive = {word: p for word, p in table.exhaustive().items() if word}
     known = sorted(word for word in exhaustive if word.decode(errors="ignore").encode() == word)
     gold = data.draw(st.sampled_from([*known, b"never"]))
@@ -138,10 +139,47 @@ def test_the_counting_rule_agrees_with_the_rank_among_all_words(table, data):
     rank = sum(p >= own for word, p in exhaustive.items() if word != gold)
     near = any(abs(p - own) < 1e-7 for word, p in exhaustive.items() if word != gold)
     found = rank_at_most(
-        table, table.token_bytes, table.ends, word=gold.decode(), ks=(1, 3, 10), limit=10_000
+        table, table.token_bytes, table.ends, word=gold.decode(), batch=2, limit=limit
     )
     for k, answer in found.items():
-        assert answer is (rank < k) or own < 1e-8 or near
+        assert near or answer is (rank < k) or (answer is None and (limit < 50 or own < 1e-8))
+
+
+class Listed:
+    """A model given as probabilities after prefixes; elsewhere the text ends."""
+
+    def __init__(self, **after):
+        """`after` names tokens joined by commas, `_` for white space, "" being the prompt."""
+        self.after = {
+            name: {each.replace("_", " ").encode(): p for each, p in row.items()}
+            for name, row in after.items()
+        }
+        self.token_bytes = (b"", *sorted({t for row in self.after.values() for t in row}))
+
+    def __call__(self, prefixes):
+        rows = []
+        for prefix in prefixes:
+            name = b",".join(self.token_bytes[i] for i in prefix).decode().replace(" ", "_")
+            row = self.after.get(name or "prompt", {b"": 1.0})
+            rows.append([row.get(token, 0.0) for token in self.token_bytes])
+        return torch.tensor(rows).log()
+
+
+@pytest.mark.parametrize(
+    ("model", "word", "probability"),
+    [
+        # "b" is behind "a" until the lone space is followed, too
+        (Listed(prompt={"_a": 0.4, "_b": 0.35, "_": 0.25}, _={"b": 1.0}), "b", 0.6),
+        # two ids lead to "bb", each less probable than the one of "a"
+        (Listed(prompt={"_a": 0.35, "_b": 0.3, "_bb": 0.3, "_c": 0.05}, _b={"b": 1.0}), "bb", 0.6),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_word_that_gains_late_is_not_overlooked(model, word, probability, batch):
+    found = next_words(model, model.token_bytes, frozenset({0}), k=1, batch=batch)
+    assert found.certified
+    assert found.words[0].word == word
+    assert found.words[0].probability <= probability + 1e-6 <= found.words[0].upper + 2e-6
 
 
 def test_equally_probable_words_do_not_keep_the_search_going():
