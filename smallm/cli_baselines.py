@@ -37,6 +37,7 @@ def baselines(as_json: bool) -> None:
         state = found[name]
         here = "yes" if isinstance(state, Available) else "no"
         click.echo(LINE.format(name, each.kind, f"{each.parameters:,}", each.licence, here))
+        click.echo(_below("what", each.note))
         click.echo(_below("has read", each.has_read))
         if isinstance(state, Available):
             click.echo(_below("place", str(state.place)))

@@ -26,7 +26,10 @@ from smallm.tape import WHITE_SPACE
 from smallm.tokens import FINAL
 
 BATCH_TOKENS = 2048  # inputs of one forward pass, padding included
-BATCH_LOGITS = 2**23  # logits at once: 32 MB in fp32
+ENOUGH_TOKENS = 256  # fewer in one pass use the processor badly: rather pad
+PADDING = 1.25  # longest input of a batch by its shortest
+HEAD_LOGITS = 2**23  # logits that the output layer makes at once: the layer is worth reading
+BATCH_LOGITS = 2**19  # logits that are looked at at once, in fp32: they stay in the cache
 DEFAULT_CONTEXT = 2048  # where a model names no limit; lm-evaluation-harness takes the same
 SMALLM_PIECE = 512  # ids that a SmaLLM predicts in one row
 END_NAMES = ("<|endoftext|>", "</s>")  # end a text in models whose chats end with another token
@@ -44,6 +47,20 @@ class Batch:
     """(n, ids), fp32."""
     gold: Tensor
     """(n,), int64."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One forward pass, padded on the right, where no causal model looks."""
+
+    inputs: Tensor
+    """(rows, length), int64."""
+    predicted: Tensor
+    """(rows, length), bool: the places after which a gold id follows."""
+    document: NDArray[np.int64]
+    """(predicted,), in the order of `predicted`."""
+    gold: Tensor
+    """(predicted,), int64."""
 
 
 class Causal:
@@ -103,14 +120,16 @@ class Causal:
 
     def logits(self, texts: Sequence[str]) -> Iterator[Batch]:
         """Predictions of every token of every text, each once, in any order."""
-        windows = [
+        for inputs in batches(self.windows(texts)):
+            yield from self._predicted(inputs)
+
+    def windows(self, texts: Sequence[str]) -> list[tuple[int, Window]]:
+        """What the model reads to predict every token once, with the places of the texts."""
+        return [
             (document, window)
             for document, ids in enumerate(self._encoded(texts))
             for window in self._windows(ids)
         ]
-        windows.sort(key=lambda each: len(each[1].inputs))
-        for rows in _batches(windows):
-            yield from self._predicted(rows)
 
     def _windows(self, ids: list[int]) -> Iterator[Window]:
         (opening,) = self.opening
@@ -129,23 +148,19 @@ class Causal:
         )
 
     @torch.no_grad()
-    def _predicted(self, rows: Sequence[tuple[int, Window]]) -> Iterator[Batch]:
-        """Runs one batch, padded on the right, and cuts its predictions into small pieces."""
-        length = max(len(window.inputs) for _, window in rows)
-        ids = torch.zeros(len(rows), length, dtype=torch.int64)
-        chosen = torch.zeros(len(rows), length, dtype=torch.bool)
-        for row, (_, window) in enumerate(rows):
-            end = len(window.inputs)
-            ids[row, :end] = torch.tensor(window.inputs)
-            chosen[row, end - len(window.gold) : end] = True
-        documents = np.repeat([each for each, _ in rows], [len(w.gold) for _, w in rows])
-        gold = torch.tensor([i for _, window in rows for i in window.gold], device=self.device)
-        hidden = self._hidden(ids.to(self.device))[chosen.to(self.device)]  # (n, width)
+    def _predicted(self, batch: Inputs) -> Iterator[Batch]:
+        """Runs one batch and cuts its predictions into small pieces."""
+        gold = batch.gold.to(self.device)
+        hidden = self._hidden(batch.inputs.to(self.device))[batch.predicted.to(self.device)]
         head = self._head or (lambda logits: logits)
-        step = max(1, BATCH_LOGITS // self.model.config.vocab_size)
-        for start in range(0, len(gold), step):
-            part = slice(start, start + step)
-            yield Batch(documents[part], head(hidden[part]).float(), gold[part])
+        size = self.model.config.vocab_size
+        many, few = max(1, HEAD_LOGITS // size), max(1, BATCH_LOGITS // size)
+        for first in range(0, len(gold), many):
+            logits = head(hidden[first : first + many])
+            for start in range(0, len(logits), few):
+                rows = logits[start : start + few].float()
+                part = slice(first + start, first + start + len(rows))
+                yield Batch(batch.document[part], rows, gold[part])
 
     def _hidden(self, ids: Tensor) -> Tensor:
         """What the output layer reads, or the logits where there is nothing before them."""
@@ -175,12 +190,10 @@ class Causal:
         documents: list[NDArray[np.int64]] = []
         hits: list[NDArray[np.bool_]] = []
         for batch in self.logits(texts):
-            at_gold = batch.logits.gather(1, batch.gold[:, None])[:, 0]
-            most = batch.logits.amax(1)
             documents.append(batch.document)
-            hits.append(_rank(batch.logits, at_gold, batch.gold)[:, None] < np.array(TOP))
+            hits.append(_rank(batch.logits, batch.gold)[:, None] < np.array(TOP))
             for table in tables:
-                table.add(batch.logits, at_gold, most)
+                table.add(batch.logits, batch.gold)
         document = np.concatenate([np.zeros(0, np.int64), *documents])
         hit = np.concatenate([np.zeros((0, len(TOP)), bool), *hits])
         return [table.scores(texts, document, hit) for table in tables]
@@ -241,12 +254,12 @@ class _Table:
         self.nll: list[NDArray[np.float64]] = []
         self.confidence: list[NDArray[np.float32]] = []
 
-    def add(self, logits: Tensor, at_gold: Tensor, most: Tensor) -> None:
+    def add(self, logits: Tensor, gold: Tensor) -> None:
         """Takes in the negative log-likelihood and the confidence of a batch."""
-        total = ((logits - most[:, None]) / self.temperature).exp_().sum(1).log_()
-        nll = total - (at_gold - most) / self.temperature
-        self.nll.append(nll.double().cpu().numpy())
-        self.confidence.append(torch.exp(-total).cpu().numpy())
+        scaled = logits if self.temperature == 1 else logits / self.temperature
+        scores = scaled.log_softmax(1)
+        self.nll.append(-scores.gather(1, gold[:, None])[:, 0].double().cpu().numpy())
+        self.confidence.append(scores.amax(1).exp().cpu().numpy())
 
     def scores(
         self, texts: Sequence[str], document: NDArray[np.int64], hits: NDArray[np.bool_]
@@ -267,22 +280,52 @@ class _Table:
         )
 
 
-def _rank(logits: Tensor, at_gold: Tensor, gold: Tensor) -> NDArray[np.int64]:
-    """How many ids come before the gold one; among equals, frequent in bf16, the lower id does."""
-    before = (logits > at_gold[:, None]).sum(1)
-    for row in ((logits == at_gold[:, None]).sum(1) > 1).nonzero()[:, 0].tolist():
+def _rank(logits: Tensor, gold: Tensor) -> NDArray[np.int64]:
+    """How many ids come before the gold one, exact below the last of TOP.
+
+    Among equal logits, which are frequent in bf16, the lower id comes first.
+    """
+    at_gold = logits.gather(1, gold[:, None])
+    # Counting in floats is ten times faster than in booleans.
+    counted = torch.empty_like(logits)
+    before = torch.gt(logits, at_gold, out=counted).sum(1).long()
+    tied = torch.ge(logits, at_gold, out=counted).sum(1).long() > before + 1
+    for row in (tied & (before < TOP[-1])).nonzero()[:, 0].tolist():
         before[row] += (logits[row, : gold[row]] == at_gold[row]).sum()
     return before.cpu().numpy()
 
 
-def _batches(windows: Sequence[tuple[int, Window]]) -> Iterator[Sequence[tuple[int, Window]]]:
-    """Neighbours in length, at most BATCH_TOKENS inputs with their padding."""
+def batches(windows: Sequence[tuple[int, Window]]) -> Iterator[Inputs]:
+    """Batches of windows of about the same length, at most BATCH_TOKENS with their padding."""
+    ordered = sorted(windows, key=lambda each: len(each[1].inputs))
     start = 0
-    for end in range(1, len(windows) + 1):
-        longest = len(windows[end][1].inputs) if end < len(windows) else 0
-        if end == len(windows) or (end + 1 - start) * longest > BATCH_TOKENS:
-            yield windows[start:end]
+    for end in range(1, len(ordered) + 1):
+        if end == len(ordered) or _is_full(ordered[start:end], len(ordered[end][1].inputs)):
+            yield _padded(ordered[start:end])
             start = end
+
+
+def _is_full(rows: Sequence[tuple[int, Window]], longer: int) -> bool:
+    """Whether a window of that length should open a new batch, rather than lengthen this one."""
+    shortest, longest = (len(rows[at][1].inputs) for at in (0, -1))
+    wasteful = longer > PADDING * shortest and len(rows) * longest >= ENOUGH_TOKENS
+    return wasteful or (len(rows) + 1) * longer > BATCH_TOKENS
+
+
+def _padded(rows: Sequence[tuple[int, Window]]) -> Inputs:
+    length = max(len(window.inputs) for _, window in rows)
+    inputs = torch.zeros(len(rows), length, dtype=torch.int64)
+    predicted = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, (_, window) in enumerate(rows):
+        end = len(window.inputs)
+        inputs[row, :end] = torch.tensor(window.inputs)
+        predicted[row, end - len(window.gold) : end] = True
+    return Inputs(
+        inputs=inputs,
+        predicted=predicted,
+        document=np.repeat([each for each, _ in rows], [len(w.gold) for _, w in rows]),
+        gold=torch.tensor([i for _, window in rows for i in window.gold]),
+    )
 
 
 def _context(config: Any, tokenizer: Any) -> int:

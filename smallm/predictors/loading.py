@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,23 @@ def model_folder(name: str, *, home: Path) -> Path:
         return found.place
     from smallm.predictors.gguf_conversion import converted
 
-    known = baseline(name)
-    stated = (
-        version(known.package) if known and known.package else str(found.place.stat().st_mtime_ns)
-    )
     return converted(
-        found.place, name=name if name in BASELINES else found.place.stem, version=stated, home=home
+        found.place,
+        name=name if name in BASELINES else found.place.stem,
+        version=_version(name, found.place),
+        home=home,
     )
+
+
+def _version(name: str, file: Path) -> str:
+    """What changes when a GGUF file of the same size does."""
+    known = baseline(name)
+    if known and known.package:
+        try:
+            return version(known.package)
+        except PackageNotFoundError:  # a folder on the path that nobody installed
+            pass
+    return str(file.stat().st_mtime_ns)
 
 
 def require_model(folder: Path) -> None:
