@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallm.comparison_plots import draw_comparison, draw_next_words
-from smallm.comparison_tables import next_word_shown, note, parameters_shown, percent
+from smallm.comparison_tables import (
+    next_word_shown,
+    note,
+    parameters_shown,
+    percent,
+    perplexity_shown,
+    with_ends,
+)
 from smallm.leaderboard import NONE, name_shown, span
 from smallm.page import Html, figures, join, table, tag
 
@@ -70,7 +77,7 @@ def _comparable_cells(row: Record) -> list[object]:
     bits, byte = row["bits_per_byte"], row["byte_perplexity"]
     return [
         *(parameters_shown(row), tag("strong", f"{bits['value']:.3f}"), span(bits)),
-        *(f"{row['word_perplexity']['value']:,.1f}", f"{byte['value']:.3f}"),
+        *(perplexity_shown(row["word_perplexity"]["value"]), f"{byte['value']:.3f}"),
         *(next_word_shown(row), f"{row['milliseconds_per_token']:.2f}"),
     ]
 
@@ -115,17 +122,9 @@ def _calibration_cells(row: Record) -> list[object]:
     times = (found["before"], found["after"])
     return [
         f"{found['temperature']:.3f}",
-        *(_with_ends(when["nll"], 1, 3) for when in times),
-        *(_with_ends(when["ece_mass"], 100, 1) for when in times),
+        *(with_ends(when["nll"]) for when in times),
+        *(with_ends(when["ece_mass"], factor=100, decimals=1) for when in times),
     ]
-
-
-def _with_ends(found: Record, factor: float, decimals: int) -> str:
-    value = f"{factor * found['value']:.{decimals}f}"
-    if found["low"] is None:
-        return value
-    ends = {end: factor * found[end] for end in ("low", "high")}
-    return f"{value} ({span(ends, decimals)})"
 
 
 def _generation(rows: Sequence[Record], ceiling: Record) -> Html:
@@ -151,7 +150,7 @@ def _quality_cells(found: Record | None) -> list[object]:
     variety = found["diversity"]
     shares = [found["rouge_1"], found["rouge_2"], found["rouge_l"]["value"]]
     shares += [variety["distinct_1"], variety["distinct_2"], variety["repetition"]]
-    return [_with_ends(found["bleu"], 1, 1), *map(percent, shares)]
+    return [with_ends(found["bleu"], decimals=1), *map(percent, shares)]
 
 
 def _prompts(record: Record) -> Html:

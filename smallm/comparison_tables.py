@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallm.leaderboard import NONE, name_shown, span
+from smallm.plots import tokens_shown
 from smallm.terminal import plain_table, texts
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Record = Mapping[str, Any]
-TOKEN_FIGURES = ("cross_entropy", "token_perplexity", "top_1", "top_3", "top_10")
 
 
 def evaluation_tables(record: Record) -> RenderableType:
@@ -22,15 +22,15 @@ def evaluation_tables(record: Record) -> RenderableType:
 
     causal = [row for row in record["models"] if row["kind"] != "masked"]
     masked = [row for row in record["models"] if row["kind"] == "masked"]
-    tables = [_comparable(record, causal)]
+    parts = [*_comparable(record, causal)]
     if masked:
-        tables.append(_masked(masked))
+        parts += _masked(masked)
     if any("calibration" in row for row in causal):
-        tables.append(_calibration(causal))
+        parts += _calibration(causal)
     if record.get("ceiling"):
-        tables.append(_generation(causal, record["ceiling"]))
-    tables += [_own(name, table) for name, table in (record.get("own_tokens") or {}).items()]
-    return Group(*tables)
+        parts += _generation(causal, record["ceiling"])
+    parts += [_own(name, table) for name, table in (record.get("own_tokens") or {}).items()]
+    return Group(*parts)
 
 
 def prompt_tables(record: Record) -> RenderableType:
@@ -45,7 +45,7 @@ def prompt_tables(record: Record) -> RenderableType:
 def parameters_shown(row: Record) -> str:
     """A model's size as people write it."""
     count = row.get("parameters")
-    return NONE if count is None else f"{count / 1e6:.3g} M"
+    return NONE if count is None else tokens_shown(count)
 
 
 def note(row: Record) -> str:
@@ -60,112 +60,139 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
+def perplexity_shown(value: float) -> str:
+    """A perplexity in few characters."""
+    return f"{value:,.1f}" if value < 1e5 else f"{value:.1e}"
+
+
+def with_ends(found: Record, *, factor: float = 1, decimals: int = 3) -> str:
+    """A figure with its interval, where it has one."""
+    value = f"{factor * found['value']:.{decimals}f}"
+    if found["low"] is None:
+        return value
+    return f"{value} ({span({end: factor * found[end] for end in ('low', 'high')}, decimals)})"
+
+
 def next_word_shown(row: Record) -> str:
     """The shares of words among the most probable one, three and ten, in percent."""
-    found = row["next_word"]
+    found = row.get("next_word")
+    if not found:
+        return NONE
     return " / ".join(f"{100 * found[f'top_{k}']['value']:.0f}" for k in (1, 3, 10))
 
 
-def _rows(
-    table: Table, rows: Sequence[Record], cells: Callable[[Record], Sequence[object]], *, needs: str
+def _with_rows(
+    title: str,
+    figures: Sequence[str],
+    rows: Sequence[Record],
+    cells: Callable[[Record], Sequence[object]],
+    *,
+    needs: str,
 ) -> Table:
-    """Adds a row for each model; one without the figures shows dashes and the reason."""
-    width = len(table.columns) - 2
-    for row in rows:
-        figures = cells(row) if row.get(needs) else [NONE] * width
-        table.add_row(*texts([name_shown(row["name"]), *figures, note(row)]))
-    return table
-
-
-def _with_notes(title: str, figures: Sequence[str]) -> Table:
+    """A table of the models that have the figures; the others follow with `_notes`."""
     table = plain_table(title, ["model"], figures)
-    table.add_column("note", min_width=24)
+    for row in rows:
+        if row.get(needs):
+            table.add_row(*texts([name_shown(row["name"]), *cells(row)]))
     return table
 
 
-def _comparable(record: Record, rows: Sequence[Record]) -> Table:
-    table = _with_notes(
-        f"On the same {record['bytes']:,} bytes in {record['documents']:,} documents "
-        f"({record['slice']} slice)",
-        ["parameters", "bits per byte", "95 % interval", "per word", "next word %", "ms/token"],
-    )
+def _notes(rows: Sequence[Record]) -> RenderableType:
+    """A row for each model that is missing, with the reason, or of which something must be said."""
+    from rich.table import Table
 
+    table = Table.grid(padding=(0, 2))
+    for row in rows:
+        if said := note(row):
+            table.add_row(*texts([f" {name_shown(row['name'])}", said]))
+    table.add_row("")
+    return table
+
+
+def _missing(rows: Sequence[Record], needs: str) -> RenderableType:
+    """The models that are missing, by name: the reasons stand in the first table."""
+    names = [name_shown(row["name"]) for row in rows if not row.get(needs)]
+    return f" no figures: {', '.join(names)}\n" if names else ""
+
+
+def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableType]:
     def cells(row: Record) -> Sequence[object]:
-        bits = row["bits_per_byte"]
         return (
-            *(parameters_shown(row), f"{bits['value']:.3f}", span(bits)),
-            *(f"{row['word_perplexity']['value']:,.0f}", next_word_shown(row)),
+            *(parameters_shown(row), with_ends(row["bits_per_byte"])),
+            *(perplexity_shown(row["word_perplexity"]["value"]), next_word_shown(row)),
             f"{row['milliseconds_per_token']:.2f}",
         )
 
-    table.caption = (
-        "per word: perplexity; next word: how often it is among the 1 / 3 / 10 most probable words"
+    yield _with_rows(
+        f"On the same {record['bytes']:,} bytes of {record['documents']:,} documents "
+        f"({record['slice']} slice)",
+        ["size", "bits per byte (95 %)", "per word", "next word %", "ms/token"],
+        rows,
+        cells,
+        needs="bits_per_byte",
     )
-    table.caption_justify = "left"
-    return _rows(table, rows, cells, needs="bits_per_byte")
+    yield _notes(rows)
+    yield (" size: parameters; per word: perplexity; next word: among the first 1 / 3 / 10\n")
 
 
-def _masked(rows: Sequence[Record]) -> Table:
-    table = _with_notes(
-        "Masked models: pseudo-log-likelihood, which compares with nothing above",
-        ["parameters", "nats per word", "95 % interval", "bytes", "ms/token"],
-    )
-
+def _masked(rows: Sequence[Record]) -> Iterator[RenderableType]:
     def cells(row: Record) -> Sequence[object]:
-        found = row["pseudo_log_likelihood_per_word"]
-        rest = f"{row['bytes']:,}", f"{row['milliseconds_per_token']:.2f}"
-        return parameters_shown(row), f"{found['value']:.3f}", span(found), *rest
+        found = with_ends(row["pseudo_log_likelihood_per_word"])
+        speed = f"{row['milliseconds_per_token']:.2f}"
+        return parameters_shown(row), found, f"{row['bytes']:,}", speed
 
-    return _rows(table, rows, cells, needs="pseudo_log_likelihood_per_word")
-
-
-def _calibration(rows: Sequence[Record]) -> Table:
-    table = _with_notes(
-        "Calibration: what the temperature fitted on the selection slice changes",
-        ["temperature", "nats per token", "95 % interval", "calibration error %", "95 % interval"],
+    yield _with_rows(
+        "Masked models: pseudo-log-likelihood, which compares with nothing above",
+        ["size", "nats per word (95 %)", "bytes", "ms/token"],
+        rows,
+        cells,
+        needs="pseudo_log_likelihood_per_word",
     )
+    yield _notes(rows)
 
+
+def _calibration(rows: Sequence[Record]) -> Iterator[RenderableType]:
     def cells(row: Record) -> Sequence[object]:
         found = row["calibration"]
         before, after = found["before"], found["after"]
-        errors = [when["ece_mass"]["value"] for when in (before, after)]
         return (
             f"{found['temperature']:.3f}",
-            f"{before['nll']['value']:.3f} → {after['nll']['value']:.3f}",
-            _ends(after["nll"]),
-            " → ".join(map(percent, errors)),
-            _ends({k: 100 * (v or 0) for k, v in after["ece_mass"].items()}, decimals=1),
+            f"{before['nll']['value']:.3f} → {with_ends(after['nll'])}",
+            f"{percent(before['ece_mass']['value'])} → "
+            + with_ends(after["ece_mass"], factor=100, decimals=1),
         )
 
-    return _rows(table, rows, cells, needs="calibration")
-
-
-def _ends(interval: Record, decimals: int = 3) -> str:
-    return NONE if interval["low"] is None else span(interval, decimals)
-
-
-def _generation(rows: Sequence[Record], ceiling: Record) -> Table:
-    table = _with_notes(
-        f"Continuations of {ceiling['prompts']} held-out passages, against the true ones",
-        ["BLEU", "95 % interval", "ROUGE-L %", "distinct-2 %", "repetition %"],
+    yield _with_rows(
+        "Calibration: what the temperature fitted on the selection slice changes",
+        ["temperature", "nats per token (95 %)", "calibration error %"],
+        rows,
+        cells,
+        needs="calibration",
     )
+    yield _missing(rows, "calibration")
 
-    def cells(row: Record) -> Sequence[object]:
-        return _quality_cells(row["quality"])
 
-    _rows(table, rows, cells, needs="quality")
-    said = "what follows in the same documents; variety of the true continuations"
-    table.add_row(*texts(["ceiling", *_quality_cells(ceiling), said]))
-    table.caption = f"{ceiling['bleu_signature']}; alone these figures say little"
-    table.caption_justify = "left"
-    return table
+def _generation(rows: Sequence[Record], ceiling: Record) -> Iterator[RenderableType]:
+    table = _with_rows(
+        f"Continuations of {ceiling['prompts']} held-out passages, against the true ones",
+        ["BLEU (95 %)", "ROUGE-L %", "distinct-2 %", "repetition %"],
+        rows,
+        lambda row: _quality_cells(row["quality"]),
+        needs="quality",
+    )
+    table.add_row(*texts(["ceiling", *_quality_cells(ceiling)]))
+    yield table
+    yield _missing(rows, "quality")
+    yield (
+        " ceiling: what follows in the same documents; variety of the true continuations.\n"
+        f" Alone these figures say little. {ceiling['bleu_signature']}\n"
+    )
 
 
 def _quality_cells(found: Record) -> Sequence[object]:
     variety = found["diversity"]
     return (
-        *(f"{found['bleu']['value']:.1f}", span(found["bleu"], 1)),
-        percent(found["rouge_l"]["value"]),
+        *(with_ends(found["bleu"], decimals=1), percent(found["rouge_l"]["value"])),
         *(percent(variety["distinct_2"]), percent(variety["repetition"])),
     )
 
@@ -174,12 +201,17 @@ def _own(name: str, models: Mapping[str, Mapping[str, float]]) -> Table:
     table = plain_table(
         f"In the tokens of {name_shown(name)}, which compare only with each other",
         ["model"],
-        ["bits per byte", *(figure.replace("_", " ") for figure in TOKEN_FIGURES)],
+        ["bits per byte", "nats per token", "perplexity", "top 1 / 3 / 10 %"],
     )
     for model, figures in models.items():
-        cells = (f"{figures[f]:,.3f}" if f in figures else NONE for f in TOKEN_FIGURES)
         shown = name_shown(name) if model == "this model" else model
-        table.add_row(*texts([shown, f"{figures['bits_per_byte']:.3f}", *cells]))
+        hits = [figures.get(f"top_{k}") for k in (1, 3, 10)]
+        cells = (
+            *(f"{figures['bits_per_byte']:.3f}", f"{figures['cross_entropy']:.3f}"),
+            perplexity_shown(figures["token_perplexity"]),
+            " / ".join(f"{100 * hit:.0f}" for hit in hits if hit is not None) or NONE,
+        )
+        table.add_row(*texts([shown, *cells]))
     return table
 
 

@@ -89,8 +89,9 @@ def _blocking(search: Search, k: int) -> list[Prefix | Rest]:
         for upper, lower in pairwise(best):
             if search.upper(lower) > search.words[upper] + EXACT:
                 contested |= {upper, lower}
-        if unseen or contested or taken == search.taken:
-            return search.at(unseen | contested)
+        blocking = search.at(unseen | contested)
+        if blocking or taken == search.taken:  # else the bounds have moved meanwhile
+            return blocking
 
 
 def _rivals(search: Search, known: set[bytes], least: float, gain: float) -> set[bytes]:
@@ -137,9 +138,12 @@ def rank_at_most(
     """
     search = Search(expand, lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
     while True:
+        taken = search.taken
         sure, possible, blocking = _rivals_of(search, word.encode())
         decided = {k: True if possible < k else False if sure >= k else None for k in ks}
-        if None not in decided.values() or not search.advance(blocking):
+        if None not in decided.values():
+            return decided
+        if not search.advance(blocking) and taken == search.taken:
             return decided
 
 

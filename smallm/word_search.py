@@ -128,8 +128,10 @@ class Rest:
     """Ids, the heaviest first: perhaps not all of them."""
     chain: int
     """The most ids that can lead to one word."""
+    share: int
+    """How many become prefixes next time."""
     place: int = 0
-    share: int = FIRST_SHARE
+    """In the order: all before are taken out."""
     opened: set[bytes] = field(default_factory=set)
 
     def heaviest(self) -> float:
@@ -273,4 +275,4 @@ class Search:
             if mass := float(row.sum(dtype=np.float64)):
                 chain = 0 if not prefix.ids else lexicon.longest_inner
                 chain += 0 if prefix.text else lexicon.longest_opening
-                self._wait(Rest(prefix.ids, prefix.text, mass, row, heaviest, chain))
+                self._wait(Rest(prefix.ids, prefix.text, mass, row, heaviest, chain, FIRST_SHARE))

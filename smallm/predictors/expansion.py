@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +65,8 @@ def expansion(predictor: Expandable, prompt: str) -> Expand:
         )
     model = predictor.model
     prompt_ids = torch.tensor([ids], device=model.device)
-    out = model(prompt_ids, use_cache=True, logits_to_keep=1)
+    kept = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    out = model(prompt_ids, use_cache=True, **kept)
     first = out.logits[:, -1]
     cache = out.get("past_key_values")
     if cache is None:
