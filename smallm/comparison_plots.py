@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 WORD_CHARACTERS = 18
+KNESER_NEY = "Kneser-Ney 5-gram"
 
 
 def draw_comparison(record: Record) -> list[Plot]:
@@ -84,6 +85,7 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
             textcoords="offset points",
             color=INK,
         )
+    _reference_line(axes, record)
     axes.margins(0.25, 0.2)
     _plain_ticks(axes)
     caption = (
@@ -95,11 +97,20 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
 
 
 def _plain_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _reference_line(axes: Axes, record: Record) -> None:
+    """The Kneser-Ney 5-gram in the champion's tokens: a model of no size and no time."""
+    found = (record.get("own_tokens") or {}).get("champion", {}).get(KNESER_NEY)
+    if found:
+        axes.axhline(found["bits_per_byte"], color=GREY, lw=1, ls="--", label=KNESER_NEY)
+        axes.legend(loc="best")
 
 
 def _reliability(row: Record, color: str) -> Plot:

@@ -9,6 +9,7 @@ from smallm.comparison_plots import draw_comparison, draw_next_words
 from smallm.comparison_tables import (
     next_word_shown,
     note,
+    own_token_rows,
     parameters_shown,
     percent,
     perplexity_shown,
@@ -55,6 +56,7 @@ def _scores(record: Record) -> Html:
         parts += [_calibration(causal), figures(plots, "calibration")]
     if record.get("ceiling"):
         parts.append(_generation(causal, record["ceiling"]))
+    parts += [_own_tokens(name, found) for name, found in (record.get("own_tokens") or {}).items()]
     return join(*parts)
 
 
@@ -151,6 +153,22 @@ def _quality_cells(found: Record | None) -> list[object]:
     shares = [found["rouge_1"], found["rouge_2"], found["rouge_l"]["value"]]
     shares += [variety["distinct_1"], variety["distinct_2"], variety["repetition"]]
     return [with_ends(found["bleu"], decimals=1), *map(percent, shares)]
+
+
+def _own_tokens(name: str, models: Mapping[str, Mapping[str, float]]) -> Html:
+    words = (
+        "The same text in this model's own tokens, beside models of counts. Figures per token "
+        "compare only within this table."
+    )
+    header = [
+        "model",
+        "bits per byte",
+        "nats per token",
+        "perplexity",
+        "right among 1 / 3 / 10 (%)",
+    ]
+    title = tag("h3", f"In the tokens of {name_shown(name)}")
+    return join(title, tag("p", words), table(header, own_token_rows(name, models)))
 
 
 def _prompts(record: Record) -> Html:

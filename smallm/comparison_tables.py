@@ -203,16 +203,21 @@ def _own(name: str, models: Mapping[str, Mapping[str, float]]) -> Table:
         ["model"],
         ["bits per byte", "nats per token", "perplexity", "top 1 / 3 / 10 %"],
     )
+    for cells in own_token_rows(name, models):
+        table.add_row(*texts(cells))
+    return table
+
+
+def own_token_rows(name: str, models: Mapping[str, Mapping[str, float]]) -> Iterator[list[str]]:
+    """A row for a SmaLLM and for each reference model: figures in its own tokens."""
     for model, figures in models.items():
-        shown = name_shown(name) if model == "this model" else model
         hits = [figures.get(f"top_{k}") for k in (1, 3, 10)]
-        cells = (
+        yield [
+            name_shown(name) if model == "this model" else model,
             *(f"{figures['bits_per_byte']:.3f}", f"{figures['cross_entropy']:.3f}"),
             perplexity_shown(figures["token_perplexity"]),
             " / ".join(f"{100 * hit:.0f}" for hit in hits if hit is not None) or NONE,
-        )
-        table.add_row(*texts([shown, *cells]))
-    return table
+        ]
 
 
 def _prompt(prompt: str, place: int, record: Record) -> Table:

@@ -48,7 +48,7 @@ class EvaluationRun:
         """Writes the record and its page, and records the figures of each model."""
         keep_temperatures(record, self.home)
         write_json(self.folder / RECORD, record)
-        write_text(self.page, _page(self.folder.name, record))
+        write_text(self.page, _page(f"Evaluation {self.folder.name}", record))
         track_models(self.tracker, record, parent="evaluation")
         for path in (self.folder / RECORD, self.page):
             self.tracker.log_artifacts("evaluation", path)
@@ -112,7 +112,7 @@ def write_page(record: Mapping[str, Any], home: Path) -> Path:
     folder = _new_folder(home / "comparisons")
     write_json(folder / "comparison.json", record)
     path = folder / "comparison.html"
-    write_text(path, _page(folder.name, record))
+    write_text(path, _page(f"Comparison {folder.name}", record))
     return path
 
 

@@ -190,6 +190,10 @@ class Ledger:
             self.say("the comparison was interrupted: `smallm evaluate` makes it again")
             return
         champion, *_ = confirmation.ranked(confirmed)
+        ratio = champion.finalist.settings.training.split_ratio
+        part = self.tape.beginning(final, SCORED_BYTES)
+        own = comparison.own_tokens(self.folder / "champion", self.tape, part, ratio=ratio)
+        found["own_tokens"] = {"champion": own}
         sizes = champion.replicates[0].final.bytes
         record["comparison"] = found
         record["conclusion"] += comparison.sentences(found, champion.nll, sizes)

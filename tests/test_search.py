@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny_models
 
 SEARCH = Path(__file__).parents[1] / "tune" / "search.py"
 SPACE = """
@@ -39,9 +40,10 @@ def place(tmp_path, small_corpus):
     return tmp_path
 
 
-def start(place, *arguments, **environment):
+def start(place, *arguments, compare_with="none", **environment):
+    options = ["--source", "folder", "--path", "corpus", "--compare-with", compare_with]
     return subprocess.Popen(
-        [sys.executable, "search.py", "--source", "folder", "--path", "corpus", *arguments],
+        [sys.executable, "search.py", *options, *arguments],
         cwd=place,
         env={**os.environ, "SMALLM_HOME": str(place / "home"), **environment},
         stdout=subprocess.PIPE,
@@ -97,9 +99,16 @@ def expected_keys(result):
 
 
 def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place):
-    output = finish(start(place, "--space", "small.yaml"))
+    for part in tiny_models.gpt2(context=512):
+        part.save_pretrained(place / "pretrained")
+    output = finish(start(place, "--space", "small.yaml", compare_with="pretrained,gpt2"))
     folder, result = only_search(place)
     assert "The champion is" in output
+    assert "better than pretrained by" in output
+    assert "gpt2: not available" in output
+    compared = {each["name"]: each for each in result["comparison"]["models"]}
+    assert set(compared) == {"champion", "pretrained", "gpt2"}
+    assert "Beside pretrained models" in (folder / "report.html").read_text()
     assert "overhead" in output
     assert len(result["trials"]) == 5
     assert result["finalists"][0]["role"] == "champion"
@@ -110,9 +119,12 @@ def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place
     assert len(pd.read_csv(folder / "leaderboard.csv")) >= 5
 
     client, runs = runs_of(local_uri(place))
-    assert keys_of(runs) == expected_keys(result)
+    beside = ["search/champion", "search/pretrained"]
+    assert keys_of(runs) == sorted([*expected_keys(result), *beside])
     by_key = {run.data.tags["smallm.key"]: run for run in runs}
     search = by_key["search"]
+    found = by_key["search/pretrained"].data.metrics["bits_per_byte"]
+    assert found == pytest.approx(compared["pretrained"]["bits_per_byte"]["value"])
     assert search.inputs.dataset_inputs[0].dataset.digest
     for trial in result["trials"]:
         run = by_key[f"trial/{trial['id']}"]
@@ -257,6 +269,7 @@ class serving:
         (["--split-ratio", "1.5"], "split_ratio"),
         (["--learning-rate", "-1"], "learning_rate"),
         (["--resume", "nothing"], "known: none"),
+        (["--compare-with", "gtp2"], "did you mean"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(

@@ -381,15 +381,18 @@ def run(ledger: Ledger) -> int:
 @click.option("--space", default="quick", help="A space that ships with SmaLLM, or a YAML file.")
 @click.option("--trials", type=click.IntRange(1), help="Number of configs, instead of the space's.")
 @click.option("--confirmed", type=click.IntRange(1), help="How many of the best to confirm.")
-@click.option("--baseline", multiple=True, help="One more model to compare with; see `smallm`.")
-@click.option("--no-comparison", is_flag=True, help="Do not compare with pretrained models.")
+@click.option(
+    "--compare-with",
+    metavar="LIST",
+    default=",".join(BASELINES),
+    help="Pretrained models or folders, separated by commas; `none`. [default: all baselines]",
+)
 @click.option("--name", help="Name of the search; by default corpus, space and time.")
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 def main(
     given: dict[str, Any],
     space: str,
-    baseline: tuple[str, ...],
-    no_comparison: bool,
+    compare_with: str,
     resume: str | None,
     **sizes: Any,
 ) -> None:
@@ -401,8 +404,8 @@ def main(
     if resume:
         folder = search_to_resume(home, resume)
     else:
-        baselines = [] if no_comparison else [*BASELINES, *baseline]
-        folder = new_search(home, load_space(space), given, baselines=baselines, **sizes)
+        others = [] if compare_with == "none" else compare_with.split(",")
+        folder = new_search(home, load_space(space), given, baselines=others, **sizes)
     ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
