@@ -205,15 +205,17 @@ class Search:
         ]
         heaviest = heapq.nlargest(self.batch, useful, key=lambda pair: pair[0])
         room = self.limit - self.looked_at
+        if room <= 0:
+            return False
         prefixes = [item for _, item in heaviest if isinstance(item, Prefix)]
         rests = [item for _, item in heaviest if isinstance(item, Rest)]
         for rest in rests:
             rest.heaviest()  # moves to the first that is left
             self._take(rest, rest.order[rest.place : rest.place + rest.share].tolist())
             rest.share *= 2
-        if prefixes and room > 0:
+        if prefixes:
             self._look_at(prefixes[:room])
-        return bool(rests) or bool(prefixes and room > 0)
+        return bool(heaviest)
 
     def _take(self, rest: Rest, ids: Iterable[int]) -> None:
         """Makes some continuations prefixes of their own; a finished word gets its mass."""
