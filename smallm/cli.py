@@ -132,14 +132,18 @@ def report(search: str | None, as_json: bool) -> None:
 
 
 @cli.command(epilog=examples("smallm sync", "smallm sync --uri http://mlflow.example:5000"))
-@click.argument("search", required=False)
+@click.argument("name", required=False)
 @click.option("--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default the home's own.")
-def sync(search: str | None, uri: str | None) -> None:
-    """Record in MLflow what a SEARCH could not record while it did not answer."""
+def sync(name: str | None, uri: str | None) -> None:
+    """Record in MLflow what a search or an evaluation could not record while it did not answer.
+
+    NAME is by default that of the newest search.
+    """
     from smallm.tracking import local_uri
     from smallm.tracking import sync as send
 
-    folder = _search_folder(search, marker="search.json")
+    evaluation = open_home() / "evaluations" / (name or "-")
+    folder = evaluation if evaluation.exists() else _search_folder(name, marker="search.json")
     sent = send(folder, uri or local_uri(open_home()), lambda line: click.echo(line, err=True))
     click.echo(f"{sent.pushed} records sent, {sent.pending} still wait")
     if sent.pending:

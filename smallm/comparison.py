@@ -34,7 +34,7 @@ from smallm.predictors.loading import load_predictor
 from smallm.predictors.masked import Masked
 from smallm.quality import HeldOutPrompt, ceiling, first_words, prompts_and_references, quality
 from smallm.scoring import Scores, score
-from smallm.significance import Interval, multi_bootstrap, ratio_interval
+from smallm.significance import Interval, ratio_interval
 from smallm.tape import Slice, Tape, tokenize_with
 
 SEED = 0
@@ -231,18 +231,26 @@ def _causal(model: Causal, text: HeldOut) -> Record:
 
 def _figures(scores: Scores) -> Record:
     """The figures that models with different tokenizers share, each with its interval."""
-    bits = multi_bootstrap(scores.nll[None], scores.bytes, seed=SEED)
     return {
         "tokens": int(scores.tokens.sum()),
-        "bits_per_byte": asdict(bits),
+        "bits_per_byte": _ratio(scores.nll / math.log(2), scores.bytes),
         "word_perplexity": _perplexity(scores, scores.words),
         "byte_perplexity": _perplexity(scores, scores.bytes),
     }
 
 
 def _perplexity(scores: Scores, sizes: Any) -> Record:
-    nats = ratio_interval(scores.nll, sizes, seed=SEED)
-    return asdict(Interval(*(math.exp(min(each, 700.0)) for each in asdict(nats).values())))
+    nats = _ratio(scores.nll, sizes)
+    return {
+        name: None if value is None else math.exp(min(value, 700.0)) for name, value in nats.items()
+    }
+
+
+def _ratio(totals: Any, sizes: Any) -> Record:
+    """A ratio of sums with its interval over documents; a single document has none."""
+    if len(sizes) > 1:
+        return asdict(ratio_interval(totals, sizes, seed=SEED))
+    return {"value": float(totals[0] / sizes[0]), "low": None, "high": None}
 
 
 def _masked(model: Masked, text: HeldOut) -> Record:
@@ -255,13 +263,13 @@ def _masked(model: Masked, text: HeldOut) -> Record:
         "tokens": tokens,
         "bytes": sum(len(each.encode("utf-8")) for each in texts),
         "window": MASKED_WINDOW,
-        PSEUDO: asdict(ratio_interval(scores.log_likelihood, scores.words, seed=SEED)),
+        PSEUDO: _ratio(scores.log_likelihood, scores.words),
         "milliseconds_per_token": 1000 * (time.perf_counter() - start) / tokens,
     }
 
 
 def _first_bytes(texts: Sequence[str], most: int) -> Iterator[str]:
-    """The first texts that reach so many bytes, at least two: one alone has no interval."""
+    """The first texts that reach so many bytes, two at least: one alone has no interval."""
     seen = 0
     for number, text in enumerate(texts):
         if seen >= most and number >= 2:
@@ -380,7 +388,8 @@ def metrics(row: Mapping[str, Any]) -> dict[str, float]:
     for name in ("bits_per_byte", "word_perplexity", "byte_perplexity", PSEUDO):
         if name in row:
             ends = {"": "value", "/low": "low", "/high": "high"}
-            flat |= {f"{name}{end}": row[name][key] for end, key in ends.items()}
+            found = {f"{name}{end}": row[name][key] for end, key in ends.items()}
+            flat |= {key: value for key, value in found.items() if value is not None}
     flat["milliseconds_per_token"] = row["milliseconds_per_token"]
     for name, found in (row.get("next_word") or {}).items():
         flat[f"next_word/{name}"] = found["value"] if isinstance(found, dict) else found

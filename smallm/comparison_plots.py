@@ -75,7 +75,9 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
     axes.set(title=title, xlabel=unit, ylabel="bits per byte", xscale="log")
     for row in rows:
         bits = row["bits_per_byte"]
-        ends = [[bits["value"] - bits["low"]], [bits["high"] - bits["value"]]]
+        ends = None
+        if bits["low"] is not None:
+            ends = [[bits["value"] - bits["low"]], [bits["high"] - bits["value"]]]
         color = colors[row["name"]]
         axes.errorbar(row[what], bits["value"], yerr=ends, color=color, marker="o", ms=7, capsize=3)
         axes.annotate(

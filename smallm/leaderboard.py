@@ -151,7 +151,9 @@ def final_score(finalist: Record) -> tuple[str, str]:
 
 
 def span(interval: Record, decimals: int = 3) -> str:
-    """The two ends of an interval."""
+    """The two ends of an interval, where it has any."""
+    if interval["low"] is None:
+        return NONE
     return f"{interval['low']:.{decimals}f} to {interval['high']:.{decimals}f}"
 
 

@@ -2,9 +2,12 @@
 
 import random
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from smallm.cli import main
 from smallm.settings import CorpusSettings, TokenizerSettings
 from smallm.tape import build_tape, tokenize_tape
 
@@ -68,3 +71,18 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture
+def smallm(monkeypatch, capsys):
+    """The program in this process: gives exit code, stdout and stderr."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["smallm", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=ended.value.code, out=out, err=err)
+
+    return run

@@ -16,7 +16,7 @@ import click
 import pytest
 import yaml
 
-from smallm.cli import cli, main
+from smallm.cli import cli
 from smallm.journal import Event, Journal
 from smallm.settings import Settings, fields
 
@@ -44,21 +44,6 @@ def full_disk(largest_file):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.fixture
-def smallm(monkeypatch, capsys):
-    """The program in this process: gives exit code, stdout and stderr."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["smallm", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=ended.value.code, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from smallm.errors import SmallmError
 from smallm.evaluation_run import EvaluationRun, fitted_temperature, keep_temperatures
 from smallm.predictors import Decoding
 from smallm.settings import Settings
+from smallm.tracking import sync
 from smallm.training import Training
 from smallm.training_run import save_median
 
@@ -255,6 +256,7 @@ def test_an_evaluation_is_recorded_in_the_home_and_in_mlflow(record, tmp_path):
     assert set(runs) == {run.folder.name, "champion", "gpt2-small", "albert"}
     parent = runs[run.folder.name].info.run_id
     assert runs["champion"].data.tags["mlflow.parentRunId"] == parent
+    assert sync(run.folder, f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}", print) == (0, 0)
     bits = row(record, "champion")["bits_per_byte"]["value"]
     assert runs["champion"].data.metrics["bits_per_byte"] == pytest.approx(bits)
 
@@ -293,3 +295,67 @@ def test_prompts_come_from_a_utf8_file_with_one_a_line(tmp_path):
             comparison.read_prompts(file)
     with pytest.raises(SmallmError, match="No such file"):
         comparison.read_prompts(tmp_path / "none.txt")
+
+
+def test_compare_shows_what_works_and_ends_with_what_does_not(smallm, folders, tmp_path):
+    names = f"{folders['champion']},{folders['gpt2']},{folders['broken']}"
+    shown = smallm("compare", "--models", names, "--prompt", PROMPTS[0], "--max-tokens", "5")
+    assert shown.code == 1
+    assert PROMPTS[0] in shown.out
+    (error,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert "model.safetensors" in error
+    (page,) = (tmp_path / "home").glob("comparisons/*/comparison.html")
+    assert PROMPTS[0] in page.read_text()
+    found = json.loads(
+        smallm("compare", "--models", names, "--prompt", PROMPTS[0], "--json", "-k", "3").out
+    )
+    answers = [each.get("prompts") for each in found["models"]]
+    assert [len(each[0]["next_words"]["words"]) for each in answers[:2]] == [3, 3]
+    assert answers[2] == []
+
+
+def test_too_large_a_k_is_said_for_each_model_in_one_line(smallm, folders):
+    shown = smallm(
+        *("compare", "--models", f"{folders['champion']},{folders['albert']}"),
+        *("--prompt", PROMPTS[0], "-k", "100000"),
+    )
+    assert shown.code == 1
+    assert "(and 1 more)" in shown.err
+    assert "100000" in shown.err.splitlines()[-1]
+
+
+def test_prompts_that_are_not_utf8_are_one_line(smallm, folders, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9 is\n")
+    shown = smallm(
+        *("compare", "--models", folders["champion"], "--prompts", tmp_path / "prompts.txt")
+    )
+    assert shown.code == 1
+    assert shown.err.count("\n") == 1
+    assert "is not UTF-8" in shown.err
+
+
+def test_generate_continues_with_any_model_and_its_fitted_temperature(smallm, folders):
+    args = ("--prompt", "The small", "--max-tokens", "6", "--json")
+    for name in ("champion", "gpt2"):
+        text = json.loads(smallm("generate", folders[name], *args).out)["texts"][0]
+        assert text["continuation"]
+    assert smallm("generate", folders["champion"], *args, "--temperature", "fitted").code == 0
+    refused = smallm("generate", folders["gpt2"], *args, "--temperature", "fitted")
+    assert refused.code == 1
+    assert "smallm evaluate --models" in refused.err
+    masked = smallm("generate", folders["albert"], *args)
+    assert masked.code == 1
+    assert "masked" in masked.err
+
+
+def test_a_whole_corpus_can_be_scored_without_a_held_out_part(smallm, folders, tmp_path):
+    (tmp_path / "letter.txt").write_text("The small model reads the sparse corpus. " * 30)
+    shown = smallm(
+        *("evaluate", "--models", folders["gpt2"], "--source", "folder"),
+        *("--path", tmp_path / "letter.txt", "--slice", "all", "--json"),
+    )
+    assert shown.code == 0, shown.err
+    found = json.loads(shown.out)
+    assert found["bytes"] == 30 * 41
+    assert found["models"][0]["bits_per_byte"]["value"] > 0
+    assert "calibration" not in found["models"][0]
