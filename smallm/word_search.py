@@ -187,6 +187,16 @@ class Search:
         places = {text[:end] for text in texts for end in range(len(text) + 1)}
         return [item for place in places for item in self.frontier.get(place, ())]
 
+    def useful(self, unseen: set[bytes], words: set[bytes]) -> list[Prefix | Rest]:
+        """What bears on unseen words at some texts, and on words whose `upper` was asked for.
+
+        No rest bears on the latter: all that leads to them is out of it.
+        """
+        items = self.at(unseen)
+        known = set(map(id, items))
+        prefixes = (item for item in self.at(words) if isinstance(item, Prefix))
+        return items + [item for item in prefixes if id(item) not in known]
+
     def upper(self, word: bytes) -> float:
         """The most that a word's probability can be: what leads to it becomes prefixes."""
         for end in range(len(word) + 1):
