@@ -5,7 +5,7 @@ A baseline is one line in BASELINES. Being unavailable is a state with a reason,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -130,6 +130,24 @@ def state(name: str) -> State:
             f"{unknown_name('model', name, BASELINES)}; or a folder, or a hub id such as owner/name"
         )
     return _hub_state((name,), hub_trouble)
+
+
+def names_in(listed: str) -> list[str]:
+    """The names in a list separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+
+
+def places_of(names: Iterable[str]) -> dict[str, str | None]:
+    """For each name its absolute path where it is one here, so that it holds in other folders.
+
+    Raises SmallmError for a name that is no model.
+    """
+    places: dict[str, str | None] = {}
+    for name in names:
+        found = state(name)
+        place = found.place if isinstance(found, Available) and baseline(name) is None else None
+        places[name] = str(place) if isinstance(place, Path) else None
+    return places
 
 
 def baseline(name: str) -> Baseline | None:

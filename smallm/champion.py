@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from smallm.errors import SmallmError
-from smallm.files import read_json, write_text
-from smallm.settings import ModelSettings, Settings
+from smallm.files import read_json, write_json, write_text
+from smallm.settings import ModelSettings, Settings, read_yaml
 from smallm.tape import TokenTape, copy_tokenizer
 from smallm.tokens import Tokenizer, load_tokenizer
+
+ORIGIN = "origin.json"
 
 
 def save_model(
@@ -20,11 +23,14 @@ def save_model(
     folder: Path,
     *,
     card: str,
+    heldout_above: float,
     temperature: float | None = None,
 ) -> None:
     """Writes config, safetensors weights, tokenizer and model card into an existing folder.
 
-    With a fitted temperature, the model's `generate` samples with it unless told otherwise.
+    `heldout_above` is the largest split ratio of the search: above it lie the selection slice and
+    the final slice. With a fitted temperature, the model's `generate` samples with it unless told
+    otherwise.
     """
     from transformers.utils import logging
 
@@ -39,6 +45,25 @@ def save_model(
     copy_tokenizer(tokens, folder)
     write_text(folder / "README.md", card)
     write_text(folder / "settings.yaml", settings.to_yaml())
+    corpus = tokens.tape.manifest["digest"]
+    write_json(folder / ORIGIN, {"corpus": corpus, "heldout_above": heldout_above})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a saved SmaLLM was trained and chosen on."""
+
+    settings: Settings
+    corpus: str
+    """Digest of the tape."""
+    heldout_above: float
+    """Largest split ratio of its search."""
+
+
+def read_origin(folder: Path) -> Origin:
+    """The origin of a folder that `save_model` wrote."""
+    settings = Settings.from_flat(read_yaml(folder / "settings.yaml"))
+    return Origin(settings, **read_json(folder / ORIGIN))
 
 
 def load_core(folder: Path) -> tuple[nn.Module, ModelSettings, Tokenizer]:

@@ -99,7 +99,8 @@ def train(
     folder = _output_folder(output, settings)
     training = _training(settings, **machine, resume_from=start)
     last = training_run.follow(training, messages(), keep_in=resume or checkpoint)
-    record = training_run.save_median(training, last, folder)
+    heldout_above = max(*RATIOS, settings.training.split_ratio)
+    record = training_run.save_median(training, last, folder, heldout_above=heldout_above)
     if as_json:
         print_json(record)
     else:

@@ -132,9 +132,9 @@ def corpus_tapes(given: dict[str, Any]) -> tuple[Tape, TokenTape]:
         return tape, tokenize_tape(tape, settings.tokens, ratios=ratios)
 
 
-def slices_of(tape: Tape, *trained: float) -> dict[str, Slice]:
-    """The parts of a tape; held out is what neither the searches nor a model trained on."""
-    selection, final = tape.heldout([*RATIOS, *trained])
+def slices_of(tape: Tape) -> dict[str, Slice]:
+    """The parts of a tape: training at the ratios of the searches that ship, and held out."""
+    selection, final = tape.heldout(RATIOS)
     training = {f"training {ratio:g}": tape.training(ratio) for ratio in RATIOS}
     return {**training, "selection": selection, "final": final}
 

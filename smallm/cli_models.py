@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallm.cli_corpus import corpus_tape, slices_of
+from smallm.cli_corpus import RATIOS, corpus_tape
 from smallm.errors import SmallmError
 from smallm.home import newest_champion, open_home
 from smallm.options import (
@@ -21,9 +21,9 @@ from smallm.options import (
     print_json,
     settings_options,
 )
-from smallm.settings import Settings, read_yaml
 
 if TYPE_CHECKING:
+    from smallm.champion import Origin
     from smallm.predictors import Decoding
     from smallm.tape import Slice, Tape
 
@@ -53,12 +53,11 @@ class Chosen:
             device=self.device,
         )
 
-    def settings(self) -> dict[str, Settings]:
-        """How each SmaLLM was trained."""
-        return {
-            name: Settings.from_flat(read_yaml(folder / "settings.yaml"))
-            for name, folder in self.smallms.items()
-        }
+    def origins(self) -> dict[str, Origin]:
+        """What each SmaLLM was trained and chosen on."""
+        from smallm.champion import read_origin
+
+        return {name: read_origin(folder) for name, folder in self.smallms.items()}
 
     def decoding(self, name: str, sampling: Mapping[str, Any]) -> Decoding:
         """How a model decodes: a fitted temperature is its own."""
@@ -98,11 +97,13 @@ def model_options(command: Command) -> Command:
     def collect(
         *args: Any, models: str | None, baseline: Sequence[str], machine: Any, **kwargs: Any
     ) -> Any:
+        from smallm.baselines import names_in
         from smallm.comparison import default_models
 
         home = open_home()
-        names = models.split(",") if models is not None else default_models(newest_champion(home))
-        return command(*args, chosen=chosen_models([*names, *baseline], home, machine), **kwargs)
+        names = default_models() if models is None else names_in(models)
+        chosen = chosen_models([*names, *baseline], home, machine, must=models is not None)
+        return command(*args, chosen=chosen, **kwargs)
 
     more = click.option(
         "--baseline",
@@ -118,19 +119,27 @@ def model_options(command: Command) -> Command:
     return models(more(machine_options(collect)))
 
 
-def chosen_models(names: Sequence[str], home: Path, machine: Mapping[str, Any]) -> Chosen:
-    """The models of these names; SmallmError for a champion that does not exist yet."""
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+def chosen_models(
+    names: Sequence[str], home: Path, machine: Mapping[str, Any], *, must: bool
+) -> Chosen:
+    """The models of these names; with `must`, a champion that does not exist is a SmallmError."""
     if not names:
         raise SmallmError("--models is empty: name models, separated by commas")
     smallms = {}
     for name in names:
         folder = newest_champion(home) if name == "champion" else Path(name).expanduser()
-        if folder is None:
+        if folder is None and must:
             raise SmallmError(f"{home}: has no champion yet: run `make search`")
-        if (folder / "settings.yaml").exists():
+        if folder and _is_smallm(folder):
             smallms[name] = folder
-    return Chosen(names, smallms, home, **machine)
+    return Chosen(list(dict.fromkeys(names)), smallms, home, **machine)
+
+
+def _is_smallm(folder: Path) -> bool:
+    try:
+        return (folder / "settings.yaml").exists()
+    except OSError:  # a name that no folder can have
+        return False
 
 
 def decoding_options(command: Command) -> Command:
@@ -147,15 +156,23 @@ def decoding_options(command: Command) -> Command:
 
 
 DECODING: dict[str, dict[str, Any]] = {
-    "max_tokens": {"type": click.IntRange(1), "default": 40},
+    "max_tokens": {"type": click.IntRange(1), "default": 40, "help": "Most tokens of a text."},
     "temperature": {
         "type": Temperature(),
         "default": 1.0,
         "help": "A number, 0 is greedy; or `fitted`, the model's own.",
     },
-    "top_k": {"type": click.IntRange(0), "default": 50, "help": "0 is all."},
-    "top_p": {"type": click.FloatRange(0, 1, min_open=True), "default": 1.0},
-    "seed": {"type": click.IntRange(0), "default": 0},
+    "top_k": {
+        "type": click.IntRange(0),
+        "default": 50,
+        "help": "Only so many of the most probable tokens; 0 is all.",
+    },
+    "top_p": {
+        "type": click.FloatRange(0, 1, min_open=True),
+        "default": 1.0,
+        "help": "Only the most probable tokens that together reach this probability.",
+    },
+    "seed": {"type": click.IntRange(0), "default": 0, "help": "Of the random choices."},
 }
 
 
@@ -168,7 +185,7 @@ DECODING: dict[str, dict[str, Any]] = {
     )
 )
 @click.argument("model")
-@click.option("--prompt", required=True, help="Text to continue; may be empty.")
+@click.option("--prompt", required=True, help="Text to continue.")
 @click.option("-n", "count", type=click.IntRange(1), default=1, show_default=True, help="Texts.")
 @decoding_options
 @machine_options
@@ -188,8 +205,10 @@ def generate(
     from dataclasses import replace
 
     from smallm.comparison import Absent
+    from smallm.next_words import check_prompt
 
-    chosen = chosen_models([model], open_home(), machine)
+    check_prompt(prompt)
+    chosen = chosen_models([model], open_home(), machine, must=True)
     decoding = chosen.decoding(model, sampling)
     (predictor,) = chosen.each()
     if isinstance(predictor, Absent):
@@ -224,9 +243,8 @@ def generate(
     "--slice",
     "slice_name",
     type=click.Choice(["selection", "final", WHOLE]),
-    default="final",
-    show_default=True,
-    help="Held-out part to score; `all` is the whole corpus.",
+    help="Held-out part to score; `all` is the whole corpus. [default: final for the champion and "
+    "for pretrained models; selection where other SmaLLMs are, which you may still choose from]",
 )
 @click.option(
     "--bytes",
@@ -238,7 +256,7 @@ def generate(
 )
 @as_json
 def evaluate(
-    chosen: Chosen, given: dict[str, Any], slice_name: str, most_bytes: int, as_json: bool
+    chosen: Chosen, given: dict[str, Any], slice_name: str | None, most_bytes: int, as_json: bool
 ) -> None:
     """Score models on the same text: SmaLLMs, pretrained ones, and the reference models.
 
@@ -248,23 +266,21 @@ def evaluate(
     from smallm.comparison_tables import evaluation_tables
     from smallm.evaluation_run import EvaluationRun
 
-    trained = chosen.settings()
-    own = next(iter(trained.values()), None)
-    corpus = own.corpus.model_dump(mode="json", exclude_defaults=True) if own else {}
+    origins = chosen.origins()
+    first = next(iter(origins.values()), None)
+    corpus = first.settings.corpus.model_dump(mode="json", exclude_defaults=True) if first else {}
     tape = corpus_tape(corpus | given)
-    ratios = {name: each.training.split_ratio for name, each in trained.items()}
-    part, fitting = _parts(tape, slice_name, list(ratios.values()))
+    if slice_name is None:
+        slice_name = "final" if set(origins) <= {comparison.CHAMPION} else "selection"
+    _warn(tape, origins)
+    part, fitting = _parts(tape, slice_name, origins)
     text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)
-    part = tape.beginning(part, most_bytes)
     with EvaluationRun(chosen.home, tell=_tell) as run:
         record = comparison.evaluate(chosen.each(), text, _tell)
         record["corpus"] = {name: tape.manifest[name] for name in ("source", "digest")}
         record["folders"] = {name: str(folder) for name, folder in chosen.smallms.items()}
-        record["own_tokens"] = {
-            name: comparison.own_tokens(folder, tape, part, ratio=ratios[name])
-            for name, folder in chosen.smallms.items()
-            if slice_name != WHOLE
-        }
+        if slice_name != WHOLE:
+            record["own_tokens"] = _own_tokens(chosen, record, tape, text.part)
         run.finish(record)
     if as_json:
         print_json(record)
@@ -323,15 +339,48 @@ def compare(
     _require_all(models)
 
 
-def _parts(tape: Tape, name: str, ratios: Sequence[float]) -> tuple[Slice, Slice | None]:
-    """The part of the tape to score, and that on which temperatures are fitted."""
+def _parts(tape: Tape, name: str, origins: Mapping[str, Origin]) -> tuple[Slice, Slice | None]:
+    """The part of the tape to score, and that on which temperatures are fitted.
+
+    Held out is what neither the searches of the models nor, for pretrained ones, the searches
+    that ship have trained on.
+    """
     from smallm.tape import Slice
 
     if name == WHOLE:
         return Slice(WHOLE, 0, len(tape)), None
-    slices = slices_of(tape, *ratios)
+    ratios = [each.heldout_above for each in origins.values()] or RATIOS
+    selection, final = tape.heldout(ratios)
     # Every choice is made on the selection slice, so temperatures are fitted there.
-    return slices[name], slices["selection"] if name == "final" else None
+    return (final, selection) if name == "final" else (selection, None)
+
+
+def _warn(tape: Tape, origins: Mapping[str, Origin]) -> None:
+    """Says which SmaLLMs may have read what they are scored on."""
+    for name, origin in origins.items():
+        if origin.corpus != tape.manifest["digest"]:
+            _tell(
+                f"note: {name} was trained on another corpus or another version of this one; "
+                "where they overlap it may have read the text it is scored on"
+            )
+
+
+def _own_tokens(
+    chosen: Chosen, record: Mapping[str, Any], tape: Tape, part: Slice
+) -> dict[str, Any]:
+    """Each SmaLLM that was scored, beside the reference models in its own tokens."""
+    from smallm import comparison
+    from smallm.champion import load_core, read_origin
+    from smallm.tape import tokenize_with
+
+    scored = [row["name"] for row in record["models"] if "reason" not in row]
+    tables = {}
+    for name in filter(chosen.smallms.get, scored):
+        core, _, tokenizer = load_core(chosen.smallms[name])
+        tokens = tokenize_with(tape, tokenizer)
+        settings = read_origin(chosen.smallms[name]).settings
+        tables[name] = comparison.own_tokens(core, tokens, part, settings=settings)
+    return tables
 
 
 def _require_all(models: Sequence[Mapping[str, Any]]) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from torch import nn
 
 from smallm import significance
 from smallm.baselines import BASELINES, Unavailable, baseline, state
 from smallm.calibration import calibration_record, fit_temperature
-from smallm.champion import load_core
 from smallm.errors import SmallmError
 from smallm.evaluation import reference_scores
 from smallm.files import read_text
@@ -34,17 +34,21 @@ from smallm.predictors.loading import load_predictor
 from smallm.predictors.masked import Masked
 from smallm.quality import HeldOutPrompt, ceiling, first_words, prompts_and_references, quality
 from smallm.scoring import Scores, score
+from smallm.settings import Settings
 from smallm.significance import Interval, ratio_interval
-from smallm.tape import Slice, Tape, tokenize_with
+from smallm.tape import Slice, Tape, TokenTape
 
 SEED = 0
 PSEUDO = "pseudo_log_likelihood_per_word"
+CHAMPION = "champion"
+TIMED_BYTES = 16_384
 MASKED_BYTES, MASKED_WINDOW = 8_192, 64  # bytes that masked models score, tokens they see
 CONTINUATION_WORDS, PROMPT_WORDS = 15, 24  # of the passages that generation is judged by
 FITTING_BYTES = 16_384
 NEXT_WORDS = 5
-TOKENS_PER_WORD = 3  # more than any tokenizer here needs on average
-EVERYDAY = Decoding(max_tokens=CONTINUATION_WORDS * TOKENS_PER_WORD, temperature=0.8, top_p=0.95)
+LONGEST = 300  # tokens that a continuation may need for its words
+EVERYDAY = Decoding(max_tokens=LONGEST, temperature=0.8, top_p=0.95)
+SHORT = replace(EVERYDAY, max_tokens=30)
 
 Record = dict[str, Any]
 Say = Callable[[str], None]
@@ -54,9 +58,9 @@ Say = Callable[[str], None]
 class HeldOut:
     """Text that is the same for every model, and how much of it each measure looks at."""
 
-    name: str
+    part: Slice
     texts: Sequence[str]
-    """What is scored."""
+    """What is scored: the documents of the part."""
     fitting: Sequence[str]
     """What a temperature is fitted on; none of it is scored. Empty: no calibration."""
     words: int = 48
@@ -71,9 +75,9 @@ class HeldOut:
 
     @cached_property
     def passages(self) -> list[HeldOutPrompt]:
-        """What is continued; empty where no document is long enough."""
+        """What is continued; empty where fewer than two documents are long enough."""
         try:
-            return prompts_and_references(
+            found = prompts_and_references(
                 self.texts,
                 count=self.continuations,
                 prompt_words=PROMPT_WORDS,
@@ -81,6 +85,7 @@ class HeldOut:
             )
         except SmallmError:
             return []
+        return found if len(found) > 1 else []
 
 
 @dataclass(frozen=True)
@@ -101,27 +106,36 @@ def each_model(
 
     Raises SmallmError for a name that is no model, before any is loaded.
     """
-    states = {name: None if name in folders else state(name) for name in names}
-    for name, found in states.items():
-        if isinstance(found, Unavailable):
-            yield Absent(name, found.reason, found.remedy)
+    places = {name: _place(name, folders) for name in names}
+    for name, place in places.items():
+        if isinstance(place, Absent):
+            yield place
             continue
         try:
-            model = load_predictor(
-                str(folders.get(name, name)), home=home, threads=threads, device=device
-            )
-            model.name = name
-        except SmallmError as error:
-            yield Absent(name, str(error), failed=True)
+            model = load_predictor(place, home=home, threads=threads, device=device)
+        except (SmallmError, RuntimeError) as error:
+            yield Absent(name, _line(error), failed=True)
             continue
+        model.name = name
         yield model
 
 
+def _place(name: str, folders: Mapping[str, Path]) -> str | Absent:
+    """What to load a model by."""
+    if name in folders:
+        return str(folders[name])
+    if name == CHAMPION:
+        return Absent(name, "no search has crowned one yet", "run `make search`")
+    found = state(name)
+    return Absent(name, found.reason, found.remedy) if isinstance(found, Unavailable) else name
+
+
 def held_out(tape: Tape, part: Slice, *, most_bytes: int, fitting: Slice | None) -> HeldOut:
-    """The beginning of a slice, and what temperatures are fitted on."""
-    texts = list(tape.texts(tape.beginning(part, most_bytes)))
+    """The beginning of a slice, at least two documents, and what temperatures are fitted on."""
+    first = tape.beginning(part, most_bytes)
+    first = replace(first, last=min(max(first.last, first.first + 2), part.last))
     fitted = list(tape.texts(tape.beginning(fitting, FITTING_BYTES))) if fitting else []
-    return HeldOut(part.name, texts, fitted)
+    return HeldOut(first, list(tape.texts(first)), fitted)
 
 
 def evaluate(
@@ -136,11 +150,11 @@ def evaluate(
         start = time.perf_counter()
         row = _about(model) | _measured(model, text)
         if prompts:
-            row["prompts"] = _answers(model, prompts, k=NEXT_WORDS, decodings=lambda _: EVERYDAY)
+            row["prompts"] = _answers(model, prompts, k=NEXT_WORDS, decodings=lambda _: SHORT)
         rows.append(row)
         say(f"{row['name']}: {_summary(row)}, in {time.perf_counter() - start:.0f} s")
     return {
-        "slice": text.name,
+        "slice": text.part.name,
         "documents": len(text.texts),
         "bytes": text.bytes,
         "models": rows,
@@ -166,9 +180,9 @@ def compare(
     ]
 
 
-def default_models(champion: Path | None) -> list[str]:
-    """The champion, where there is one, and every baseline."""
-    return [*(["champion"] if champion else []), *BASELINES]
+def default_models() -> list[str]:
+    """The champion and every baseline."""
+    return [CHAMPION, *BASELINES]
 
 
 def default_prompts() -> list[str]:
@@ -179,7 +193,7 @@ def default_prompts() -> list[str]:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a UTF-8 text file, one a line; empty lines are left out."""
-    prompts = [line.rstrip() for line in read_text(path).splitlines() if line.strip()]
+    prompts = [line for line in read_text(path).splitlines() if line.strip()]
     if not prompts:
         raise SmallmError(f"{path}: holds no prompt; it needs one a line")
     return prompts
@@ -195,7 +209,10 @@ def _about(model: Predictor | Absent) -> Record:
     }
     if isinstance(model, Absent):
         return about | {"reason": model.reason, "remedy": model.remedy, "failed": model.failed}
-    return about | {"kind": model.kind, "parameters": model.parameters, "context": model.context}
+    context = model.context
+    if context is None and isinstance(model, Causal):  # a SmaLLM
+        context = int(model.model.window)
+    return about | {"kind": model.kind, "parameters": model.parameters, "context": context}
 
 
 def _measured(model: Predictor | Absent, text: HeldOut) -> Record:
@@ -207,19 +224,26 @@ def _measured(model: Predictor | Absent, text: HeldOut) -> Record:
             return _masked(model, text)
         assert isinstance(model, Causal)
         return _causal(model, text)
-    except SmallmError as error:
-        return {"reason": str(error), "failed": True}
+    except (SmallmError, RuntimeError) as error:  # torch raises the latter
+        return {"reason": _line(error), "failed": True}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _causal(model: Causal, text: HeldOut) -> Record:
     fitted = fit_temperature(model.logits(text.fitting)) if text.fitting else None
+    timed = list(_first_bytes(text.texts, TIMED_BYTES))
     start = time.perf_counter()
+    tokens = int(model.score(timed)[0].tokens.sum())
+    milliseconds = 1000 * (time.perf_counter() - start)
     plain, *warm = model.score(
         text.texts, temperatures=[1.0, *([fitted.temperature] if fitted else [])]
     )
-    seconds = time.perf_counter() - start
     row = _figures(plain) | {
-        "milliseconds_per_token": 1000 * seconds / int(plain.tokens.sum()),
+        "milliseconds_per_token": milliseconds / tokens,
+        "milliseconds_per_kilobyte": milliseconds / sum(len(each.encode()) for each in timed) * 1e3,
         "nll_by_document": plain.nll.tolist(),
         "next_word": _next_word(model, text),
         "quality": _quality(model, text),
@@ -286,15 +310,21 @@ def _next_word(model: Causal, text: HeldOut) -> Record | None:
     found = word_accuracy(model, positions)
     return {
         "positions": found.positions,
-        "undecided": found.undecided[max(found.undecided)],
-        **{f"top_{k}": _share(hits, found.positions) for k, hits in found.hits.items()},
+        "undecided": max(found.undecided.values()),
+        **{
+            f"top_{k}": _share(hits, found.undecided[k], found.positions)
+            for k, hits in found.hits.items()
+        },
     }
 
 
-def _share(hits: int, positions: int) -> Record:
-    """A share with Wilson's interval: the positions lie far apart."""
-    ends = binomtest(hits, positions).proportion_ci(method="wilson")
-    return asdict(Interval(hits / positions, float(ends.low), float(ends.high)))
+def _share(hits: int, undecided: int, positions: int) -> Record:
+    """A share with Wilson's interval: the positions lie far apart. The undecided may be hits."""
+    low, high = (
+        binomtest(count, positions).proportion_ci(method="wilson")
+        for count in (hits, hits + undecided)
+    )
+    return asdict(Interval(hits / positions, float(low.low), float(high.high)))
 
 
 def _quality(model: Causal, text: HeldOut) -> Record | None:
@@ -302,12 +332,20 @@ def _quality(model: Causal, text: HeldOut) -> Record | None:
     if not text.passages:
         return None
     written = [
-        first_words(
-            "".join(model.stream(each.prompt, replace(EVERYDAY, seed=number))), CONTINUATION_WORDS
-        )
+        _written(model, each.prompt, replace(EVERYDAY, seed=number))
         for number, each in enumerate(text.passages)
     ]
     return asdict(quality(written, [each.reference for each in text.passages]))
+
+
+def _written(model: Causal, prompt: str, decoding: Decoding) -> str:
+    """A continuation of so many words, or all of it where the model ends before."""
+    text = ""
+    for piece in model.stream(prompt, decoding):
+        text += piece
+        if len(text.split()) > CONTINUATION_WORDS:  # the last of the wanted words is whole
+            break
+    return first_words(text, CONTINUATION_WORDS)
 
 
 def _answers(
@@ -319,17 +357,23 @@ def _answers(
 ) -> list[Record]:
     if isinstance(model, Absent):
         return []
-    answers = []
-    for prompt in prompts:
-        answer: Record = {"prompt": prompt, "error": None}
+    return [_answer(model, prompt, k=k, decodings=decodings) for prompt in prompts]
+
+
+def _answer(
+    model: Predictor, prompt: str, *, k: int, decodings: Callable[[str], Decoding]
+) -> Record:
+    """Next words and a continuation; what one of them refuses does not take the other away."""
+    answer: Record = {"prompt": prompt, "error": None}
+    parts: list[Callable[[], Record]] = [lambda: _next_words(model, prompt, k=k)]
+    if model.kind == "causal":
+        parts.append(lambda: _continuation(model, prompt, decodings(model.name)))
+    for part in parts:
         try:
-            answer |= _next_words(model, prompt, k=k)
-            if model.kind == "causal":
-                answer |= _continuation(model, prompt, decodings(model.name))
-        except SmallmError as error:
-            answer["error"] = str(error)
-        answers.append(answer)
-    return answers
+            answer |= part()
+        except (SmallmError, RuntimeError) as error:
+            answer["error"] = _line(error)
+    return answer
 
 
 def _next_words(model: Predictor, prompt: str, *, k: int) -> Record:
@@ -362,7 +406,7 @@ def sentences(record: Mapping[str, Any], nll: NDArray[np.float64], sizes: Any) -
     """
     documents = record["documents"]
     for row in record["models"]:
-        if row["name"] == "champion" or "nll_by_document" not in row:
+        if row["name"] == CHAMPION or "nll_by_document" not in row:
             continue
         other = np.broadcast_to(row["nll_by_document"], (len(nll), documents))
         found = significance.compare(nll[:, :documents], other, sizes[:documents], seed=SEED)
@@ -372,13 +416,12 @@ def sentences(record: Mapping[str, Any], nll: NDArray[np.float64], sizes: Any) -
 
 
 def own_tokens(
-    folder: Path, tape: Tape, part: Slice, *, ratio: float
+    core: nn.Module, tokens: TokenTape, part: Slice, *, settings: Settings
 ) -> dict[str, dict[str, float]]:
     """A SmaLLM and the reference models in its own tokens: figures that no other model shares."""
-    core, shape, tokenizer = load_core(folder)
-    tokens = tokenize_with(tape, tokenizer)
-    scores = {"this model": score(core, tokens, part, window=shape.window, top=True)}
-    scores |= reference_scores(tokens, tape.training(ratio), part)
+    scores = {"this model": score(core, tokens, part, window=settings.model.window, top=True)}
+    training = tokens.tape.training(settings.training.split_ratio)
+    scores |= reference_scores(tokens, training, part)
     return {name: each.metrics() for name, each in scores.items()}
 
 

@@ -50,7 +50,7 @@ def draw_next_words(record: Record, place: int) -> list[Plot]:
             answers = row.get("prompts") or ()
             found = answers[place].get("next_words") if answers else None
             if found and found["words"]:
-                drawn.append(_next_words(row["name"], found, place, colors[row["name"]]))
+                drawn.append(_next_words(row, found, place, colors[row["name"]]))
     return drawn
 
 
@@ -88,8 +88,8 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
             color=INK,
         )
     _reference_line(axes, record)
-    axes.margins(0.25, 0.2)
-    _plain_ticks(axes)
+    axes.margins(y=0.2)
+    _plain_axis(axes, [row[what] for row in rows])
     caption = (
         f"On the same {record['bytes']:,} bytes; lines are 95 % intervals over documents. Lower is "
         "better, further left is "
@@ -98,10 +98,13 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
     return finished(figure, f"against_{what}", "comparison", caption)
 
 
-def _plain_ticks(axes: Axes) -> None:
+def _plain_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers, and room for names beside the outermost values."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-    low, high = axes.get_xlim()
+    room = max((max(values) / min(values)) ** 0.25, 2.0)
+    low, high = min(values) / room, max(values) * room
+    axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -144,7 +147,7 @@ def _reliability(row: Record, color: str) -> Plot:
     )
 
 
-def _next_words(name: str, found: Record, place: int, color: str) -> Plot:
+def _next_words(row: Record, found: Record, place: int, color: str) -> Plot:
     shown = [
         (
             textwrap.shorten(each["word"], WORD_CHARACTERS, placeholder="…") or repr(each["word"]),
@@ -153,14 +156,16 @@ def _next_words(name: str, found: Record, place: int, color: str) -> Plot:
         )
         for each in reversed(found["words"])
     ]
-    certain = "These are certain to be the most probable words."
-    if not found["certified"]:
+    certain = "By the model's own arithmetic no other word is more probable."
+    if row["kind"] == "masked":
+        certain = "At a mask after the prompt: only words of a single piece are looked at."
+    elif not found["certified"]:
         certain = (
             f"Not certain: {100 * found['residual']:.1f} % of the probability was not looked at."
         )
     return finished(
-        bars(name_shown(name), "probability of the next word (%)", shown, "{:.1f}"),
-        f"next_words_{place}_{name}",
+        bars(name_shown(row["name"]), "probability of the next word (%)", shown, "{:.1f}"),
+        f"next_words_{place}_{row['name']}",
         "prompts",
         certain,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from smallm.comparison_plots import draw_comparison, draw_next_words
 from smallm.comparison_tables import (
-    next_word_shown,
+    continuation_shown,
     note,
     own_token_rows,
     parameters_shown,
@@ -42,7 +42,9 @@ def _scores(record: Record) -> Html:
     plots = draw_comparison(record)
     words = (
         f"All models are scored on the same {record['bytes']:,} bytes of {record['documents']:,} "
-        f"documents ({record['slice']} slice). Intervals are over documents."
+        f"documents ({record['slice']} slice), each text after the model's own beginning token, "
+        "as lm-evaluation-harness does. Intervals are over documents. The row of a SmaLLM is the "
+        "saved model, the median of its seeds; the mean over seeds stands with the finalists."
     )
     parts = [
         tag("p", words),
@@ -52,7 +54,9 @@ def _scores(record: Record) -> Html:
     ]
     if masked:
         parts.append(_masked(masked))
-    if any(row.get("calibration") for row in causal):
+    if not any(row.get("calibration") for row in causal):
+        parts.append(tag("p", "No temperature is fitted: that takes the final slice."))
+    else:
         parts += [_calibration(causal), figures(plots, "calibration")]
     if record.get("ceiling"):
         parts.append(_generation(causal, record["ceiling"]))
@@ -67,8 +71,9 @@ def _row(row: Record, cells: Sequence[object], width: int) -> list[object]:
 
 def _comparable(rows: Sequence[Record]) -> Html:
     header = [
-        *("model", "parameters", "bits per byte", "95 % interval", "word perplexity"),
-        *("byte perplexity", "next word among first 1 / 3 / 10 (%)", "ms per token", "note"),
+        *("model", "parameters", "sees, tokens", "bits per byte", "95 % interval"),
+        *("word perplexity", "byte perplexity", "next word among first 1 / 3 / 10 (%)"),
+        *("ms per kB", "ms per token", "note"),
     ]
     return table(header, [_row(row, _comparable_cells(row), len(header) - 2) for row in rows])
 
@@ -78,10 +83,26 @@ def _comparable_cells(row: Record) -> list[object]:
         return []
     bits, byte = row["bits_per_byte"], row["byte_perplexity"]
     return [
-        *(parameters_shown(row), tag("strong", f"{bits['value']:.3f}"), span(bits)),
-        *(perplexity_shown(row["word_perplexity"]["value"]), f"{byte['value']:.3f}"),
-        *(next_word_shown(row), f"{row['milliseconds_per_token']:.2f}"),
+        *(parameters_shown(row), row["context"]),
+        *(tag("strong", f"{bits['value']:.3f}"), span(bits)),
+        *(_word_perplexity(row["word_perplexity"]), with_ends(byte), _next_word(row)),
+        f"{row['milliseconds_per_kilobyte']:.1f}",
+        f"{row['milliseconds_per_token']:.2f}",
     ]
+
+
+def _word_perplexity(found: Record) -> str:
+    ends = [perplexity_shown(found[end]) for end in ("low", "high") if found[end] is not None]
+    return perplexity_shown(found["value"]) + (f" ({' to '.join(ends)})" if ends else "")
+
+
+def _next_word(row: Record) -> str:
+    found = row.get("next_word")
+    if not found:
+        return NONE
+    shares = (with_ends(found[f"top_{k}"], factor=100, decimals=0) for k in (1, 3, 10))
+    undecided = f", {found['undecided']} undecided" if found["undecided"] else ""
+    return f"{' / '.join(shares)} of {found['positions']} words{undecided}"
 
 
 def _masked(rows: Sequence[Record]) -> Html:
@@ -190,5 +211,4 @@ def _answer(row: Record, place: int) -> list[object]:
     answer = row["prompts"][place]
     times = [answer.get(f"{what}_seconds") for what in ("next_words", "continuation")]
     shown = " + ".join(f"{seconds:.2f}" for seconds in times if seconds is not None)
-    text = answer["error"] or answer.get("continuation") or "a masked model: single words only"
-    return [name_shown(row["name"]), text, shown or NONE]
+    return [name_shown(row["name"]), continuation_shown(row, answer), shown or NONE]

@@ -27,6 +27,8 @@ def evaluation_tables(record: Record) -> RenderableType:
         parts += _masked(masked)
     if any("calibration" in row for row in causal):
         parts += _calibration(causal)
+    else:
+        parts.append(" No temperature is fitted: that takes the final slice.\n")
     if record.get("ceiling"):
         parts += _generation(causal, record["ceiling"])
     parts += [_own(name, table) for name, table in (record.get("own_tokens") or {}).items()]
@@ -78,7 +80,8 @@ def next_word_shown(row: Record) -> str:
     found = row.get("next_word")
     if not found:
         return NONE
-    return " / ".join(f"{100 * found[f'top_{k}']['value']:.0f}" for k in (1, 3, 10))
+    shares = " / ".join(f"{100 * found[f'top_{k}']['value']:.0f}" for k in (1, 3, 10))
+    return f"{shares} ({found['undecided']} open)" if found["undecided"] else shares
 
 
 def _with_rows(
@@ -89,44 +92,43 @@ def _with_rows(
     *,
     needs: str,
 ) -> Table:
-    """A table of the models that have the figures; the others follow with `_notes`."""
+    """A table with a row for each model; one without the figures says why in short."""
     table = plain_table(title, ["model"], figures)
     for row in rows:
-        if row.get(needs):
-            table.add_row(*texts([name_shown(row["name"]), *cells(row)]))
+        missing = ["failed" if row.get("failed") else "not here" if "reason" in row else NONE]
+        missing += [""] * (len(figures) - 1)
+        table.add_row(
+            *texts([name_shown(row["name"]), *(cells(row) if row.get(needs) else missing)])
+        )
     return table
 
 
 def _notes(rows: Sequence[Record]) -> RenderableType:
-    """A row for each model that is missing, with the reason, or of which something must be said."""
+    """For each model that is missing the reason, and of the others what must be said."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
     for row in rows:
         if said := note(row):
             table.add_row(*texts([f" {name_shown(row['name'])}", said]))
+    if any("reason" in row for row in rows):
+        table.add_row("", "`smallm baselines` says what to do about models that are not here.")
     table.add_row("")
     return table
-
-
-def _missing(rows: Sequence[Record], needs: str) -> RenderableType:
-    """The models that are missing, by name: the reasons stand in the first table."""
-    names = [name_shown(row["name"]) for row in rows if not row.get(needs)]
-    return f" no figures: {', '.join(names)}\n" if names else ""
 
 
 def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableType]:
     def cells(row: Record) -> Sequence[object]:
         return (
-            *(parameters_shown(row), with_ends(row["bits_per_byte"])),
+            *(parameters_shown(row), row["context"], with_ends(row["bits_per_byte"])),
             *(perplexity_shown(row["word_perplexity"]["value"]), next_word_shown(row)),
-            f"{row['milliseconds_per_token']:.2f}",
+            f"{row['milliseconds_per_kilobyte']:.0f}",
         )
 
     yield _with_rows(
         f"On the same {record['bytes']:,} bytes of {record['documents']:,} documents "
         f"({record['slice']} slice)",
-        ["size", "bits per byte (95 %)", "per word", "next word %", "ms/token"],
+        ["size", "sees", "bits per byte (95 %)", "per word", "next word %", "ms/kB"],
         rows,
         cells,
         needs="bits_per_byte",
@@ -169,7 +171,7 @@ def _calibration(rows: Sequence[Record]) -> Iterator[RenderableType]:
         cells,
         needs="calibration",
     )
-    yield _missing(rows, "calibration")
+    yield ""
 
 
 def _generation(rows: Sequence[Record], ceiling: Record) -> Iterator[RenderableType]:
@@ -182,7 +184,6 @@ def _generation(rows: Sequence[Record], ceiling: Record) -> Iterator[RenderableT
     )
     table.add_row(*texts(["ceiling", *_quality_cells(ceiling)]))
     yield table
-    yield _missing(rows, "quality")
     yield (
         " ceiling: what follows in the same documents; variety of the true continuations.\n"
         f" Alone these figures say little. {ceiling['bleu_signature']}\n"
@@ -242,12 +243,20 @@ def _prompt_cells(row: Record, place: int) -> Iterator[str]:
     )
     found = answer.get("next_words")
     yield "" if found is None else "\n".join(words_shown(found))
-    yield answer["error"] or answer.get("continuation") or "a masked model: single words only"
+    yield continuation_shown(row, answer)
+
+
+def continuation_shown(row: Record, answer: Record) -> str:
+    """A continuation, or why there is none."""
+    if row["kind"] == "masked":
+        return answer["error"] or "a masked model: only words of a single piece"
+    return answer["error"] or answer.get("continuation") or "(the text ends here)"
 
 
 def words_shown(found: Record) -> Iterator[str]:
     """Each next word with its probability in percent, then whether the order is certain."""
     for each in found["words"]:
-        yield f"{percent(each['probability']):>5}  {each['word']}"
+        low, high = percent(each["probability"]), percent(each["upper"])
+        yield f"{low if low == high else f'{low}-{high}':>5}  {each['word']}"
     if not found["certified"]:
         yield f"uncertified, {percent(found['residual'])} open"

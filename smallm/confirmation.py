@@ -29,6 +29,7 @@ from smallm.tape import Slice, TokenTape
 from smallm.training import Training
 
 BOOTSTRAP_SEED = 0
+DEFAULT = "the default config"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Confirmed:
 
     finalist: Finalist
     replicates: tuple[Replicate, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """Why a fresh seed failed, if one did: such a config is neither crowned nor compared."""
+        return next((each.failure for each in self.replicates if each.failure), None)
 
     @property
     def selection(self) -> float:
@@ -107,7 +113,7 @@ def choose_finalists(
         for each in best
     ]
     if best and not any(each.is_default for each in finalists):
-        finalists.append(Finalist("the default config", None, default, is_default=True))
+        finalists.append(Finalist(DEFAULT, None, default, is_default=True))
     return finalists
 
 
@@ -143,11 +149,17 @@ def confirm(
 
 
 def ranked(confirmed: Sequence[Confirmed]) -> list[Confirmed]:
-    """Best first by the selection slice, the champion at the head; failed configs last."""
-    return sorted(
-        confirmed,
-        key=lambda each: (any(one.failure for one in each.replicates), each.selection),
-    )
+    """Best first by the selection slice, the champion at the head, without those that failed."""
+    return sorted((each for each in confirmed if not each.failure), key=lambda each: each.selection)
+
+
+def failure_sentences(confirmed: Sequence[Confirmed]) -> list[str]:
+    """What became of the finalists that failed with a fresh seed."""
+    return [
+        f"{each.finalist.name} is out, though it was among the best: {each.failure}."
+        for each in confirmed
+        if each.failure
+    ]
 
 
 def finalist_record(confirmed: Confirmed, *, role: str, searched: Sequence[str]) -> dict[str, Any]:
@@ -160,6 +172,7 @@ def finalist_record(confirmed: Confirmed, *, role: str, searched: Sequence[str])
         "trial": confirmed.finalist.trial,
         "name": confirmed.finalist.name,
         "role": role,
+        "is_default": confirmed.finalist.is_default,
         "settings": {name: flat[name] for name in searched},
         "seeds": [each.seed for each in confirmed.replicates],
         "parameters": sum(
@@ -213,10 +226,12 @@ def reference_sentence(champion: Confirmed, references: Mapping[str, Scores]) ->
 def champion_sentence(champion: Mapping[str, Any]) -> str:
     """Which config won, and its score on the final slice."""
     chosen = ", ".join(f"{name} {short(value)}" for name, value in champion["settings"].items())
+    is_named_so = champion["name"] == DEFAULT
+    known = ", which is the default config" if champion["is_default"] and not is_named_so else ""
     bits = champion["final"]["bits_per_byte"]
     return (
-        f"The champion is {champion['name']} ({chosen}): {bits['value']:.3f} bits per byte on the "
-        f"final slice (95 % interval {bits['low']:.3f} to {bits['high']:.3f}), "
+        f"The champion is {champion['name']} ({chosen}){known}: {bits['value']:.3f} bits per byte "
+        f"on the final slice (95 % interval {bits['low']:.3f} to {bits['high']:.3f}), "
         f"mean of {len(champion['seeds'])} fresh seeds."
     )
 
@@ -233,7 +248,7 @@ def confirmation_record(
         rows.append(finalist_record(each, role=role, searched=searched))
     if others:
         comparisons.append(compared(champion, others[0], "runner-up"))
-    default = next((each for each in others[1:] if each.finalist.is_default), None)
+    default = next((each for each in others if each.finalist.is_default), None)
     if default:
         comparisons.append(compared(champion, default, "default config"))
     return {

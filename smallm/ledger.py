@@ -15,7 +15,7 @@ import torch
 
 import smallm
 from smallm import comparison, confirmation, leaderboard, report, results
-from smallm.baselines import state
+from smallm.baselines import places_of
 from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
 from smallm.comparison_tables import evaluation_tables, prompt_tables
@@ -28,10 +28,11 @@ from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
-from smallm.tape import Tape, TokenTape, build_tape, tokenize_tape
+from smallm.tape import Slice, Tape, TokenTape, build_tape, tokenize_tape
 from smallm.tracking import CHAMPION_URI, Tracker
 from smallm.training import uses_bf16
 
+WRITTEN = ("result.json", "leaderboard.csv", "report.html", "plots")
 PROMPTS = 4  # of the default ones, that every model continues at the end of a search
 
 Folders = Mapping[tuple[str, int], str]
@@ -51,7 +52,7 @@ class Ledger:
         kept = read_json(folder / "search.json")
         self.folder = folder
         self.home = folder.parents[1]
-        self.baselines: list[str] = kept["baselines"]
+        self.baselines: dict[str, str | None] = kept["baselines"]
         self.space: Space = validated(Space, kept["space"])
         self.corpus: CorpusSettings = validated(CorpusSettings, kept["corpus"])
         self.default = self.space.config(self.space.default_point())
@@ -142,21 +143,28 @@ class Ledger:
 
     def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the confirmation to the record, saves the champion and registers it."""
-        champion, *_ = ordered = confirmation.ranked(confirmed)
-        settings = champion.finalist.settings
+        record["conclusion"] += confirmation.failure_sentences(confirmed)
+        ordered = confirmation.ranked(confirmed)
+        if not ordered:
+            return
+        champion, settings = ordered[0], ordered[0].finalist.settings
         tokens = opened(settings, self.folders)
-        ratio = settings.training.split_ratio
-        selection, final = self.tape.heldout(self.space.heldout_ratios())
-        references = reference_scores(tokens, self.tape.training(ratio), final)
+        ratios = self.space.heldout_ratios()
+        selection, final = self.tape.heldout(ratios)
+        references = reference_scores(
+            tokens, self.tape.training(settings.training.split_ratio), final
+        )
         core = champion.core(tokens.vocabulary)
-        record |= confirmation.confirmation_record(ordered, references, record["searched"])
-        record["conclusion"].append(record["replication_advice"])
+        found = confirmation.confirmation_record(ordered, references, record["searched"])
+        found["conclusion"] += [*record["conclusion"], record["replication_advice"]]
+        record |= found
         folder = self.folder / "champion"
         if not folder.exists():
             with whole_folder(folder) as temporary:
-                window, card = settings.model.window, confirmation.card(champion, record)
-                fitted = fitted_temperature(core, tokens, selection, window=window)
-                save_model(core, settings, tokens, temporary, card=card, temperature=fitted)
+                fitted = fitted_temperature(core, tokens, selection, window=settings.model.window)
+                card = confirmation.card(champion, record)
+                about = {"heldout_above": max(ratios), "temperature": fitted}
+                save_model(core, settings, tokens, temporary, card=card, **about)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),
@@ -165,41 +173,55 @@ class Ledger:
         for each, row in zip(ordered, record["finalists"], strict=True):
             self._track_confirmation(each, row)
 
-    def compare(
-        self, confirmed: Sequence[Confirmed], record: dict[str, Any], *, device: str
-    ) -> None:
-        """Adds the champion beside the pretrained models to the record, on the final slice."""
-        if not self.baselines:
-            return
+    def compare(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
+        """Adds the champion beside the pretrained models to the record, and prints it.
+
+        What goes wrong here is told and leaves the result of the search as it is.
+        """
         start = time.perf_counter()
-        selection, final = self.tape.heldout(self.space.heldout_ratios())
-        text = comparison.held_out(self.tape, final, most_bytes=SCORED_BYTES, fitting=selection)
-        self.say(f"comparing on the same {text.bytes:,} bytes of the final slice")
-        models = comparison.each_model(
-            ["champion", *self.baselines],
-            folders={"champion": self.folder / "champion"},
-            home=self.home,
-            threads=usable_cpus(),
-            device=device,
-        )
+        _, final = self.tape.heldout(self.space.heldout_ratios())
         try:
-            found = comparison.evaluate(
-                models, text, self.say, prompts=comparison.default_prompts()[:PROMPTS]
-            )
+            found = self._compared(confirmation.ranked(confirmed)[0], final)
         except KeyboardInterrupt:
             self.say("the comparison was interrupted: `smallm evaluate` makes it again")
             return
-        champion, *_ = confirmation.ranked(confirmed)
-        ratio = champion.finalist.settings.training.split_ratio
-        part = self.tape.beginning(final, SCORED_BYTES)
-        own = comparison.own_tokens(self.folder / "champion", self.tape, part, ratio=ratio)
-        found["own_tokens"] = {"champion": own}
-        sizes = champion.replicates[0].final.bytes
+        except SmallmError as error:
+            self.say(f"no comparison: {error}")
+            return
         record["comparison"] = found
-        record["conclusion"] += comparison.sentences(found, champion.nll, sizes)
+        record["conclusion"] += found.pop("sentences")
+        self.seconds["comparison"] = time.perf_counter() - start
+        record["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
         keep_temperatures(found, self.home)
         track_models(self.tracker, found, parent="search")
-        self.seconds["comparison"] = time.perf_counter() - start
+        self._write(record)
+        self.display.console.print(prompt_tables(found))
+        self.display.console.print(evaluation_tables(found))
+
+    def _compared(self, champion: Confirmed, final: Slice) -> dict[str, Any]:
+        selection, _ = self.tape.heldout(self.space.heldout_ratios())
+        text = comparison.held_out(self.tape, final, most_bytes=SCORED_BYTES, fitting=selection)
+        self.say(f"comparing on the same {text.bytes:,} bytes of the final slice")
+        places = {name: Path(place) for name, place in self.baselines.items() if place}
+        models = comparison.each_model(
+            ["champion", *self.baselines],
+            folders={"champion": self.folder / "champion", **places},
+            home=self.home,
+            threads=usable_cpus(),
+            device="cuda" if torch.cuda.is_available() else "cpu",  # of the driver, not a worker
+        )
+        prompts = comparison.default_prompts()[:PROMPTS]
+        found = comparison.evaluate(models, text, self.say, prompts=prompts)
+        settings = champion.finalist.settings
+        tokens = opened(settings, self.folders)
+        found["own_tokens"] = {
+            "champion": comparison.own_tokens(
+                champion.core(tokens.vocabulary), tokens, text.part, settings=settings
+            )
+        }
+        sizes = champion.replicates[0].final.bytes
+        found["sentences"] = list(comparison.sentences(found, champion.nll, sizes))
+        return found
 
     def _track_confirmation(self, confirmed: Confirmed, row: Mapping[str, Any]) -> None:
         key = f"confirmation/{row['name']}"
@@ -225,7 +247,7 @@ class Ledger:
         wall: float,
         interrupted: bool,
     ) -> None:
-        """Writes the result, records it in MLflow and prints it."""
+        """Writes the result and prints it."""
         work = sum(trial["seconds"] for trial in record["trials"])
         work += sum(one.seconds for each in confirmed for one in each.replicates)
         record["overhead"] = results.overhead(
@@ -236,26 +258,30 @@ class Ledger:
             record["conclusion"].insert(
                 0, f"The search was interrupted: go on with --resume {self.folder.name}."
             )
-        elif not record["conclusion"]:
-            record["conclusion"] = [_no_champion(record["trials"])]
-        write_json(self.folder / "result.json", record)
-        leaderboard.write_leaderboard(record, self.folder / "leaderboard.csv")
-        report.write_report(record, self.folder / "report.html")
-        report.write_plots(record, self.folder / "plots")
-        for name in ("result.json", "leaderboard.csv", "report.html", "plots"):
+        elif record["champion"] is None:
+            record["conclusion"].insert(0, _no_champion(record["trials"]))
+        self._write(record)
+        self._print(record)
+
+    def finish(self, record: Mapping[str, Any], *, interrupted: bool) -> None:
+        """Records the result in MLflow and says where it is."""
+        for name in WRITTEN:
             self.tracker.log_artifacts("search", self.folder / name)
         self.tracker.end_run(
             "search",
             status="KILLED" if interrupted else "FINISHED",
             reason=record["conclusion"][0],
         )
-        self._print(record)
+        self.say(f"report: {self.folder / 'report.html'}")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        write_json(self.folder / "result.json", record)
+        leaderboard.write_leaderboard(record, self.folder / "leaderboard.csv")
+        report.write_report(record, self.folder / "report.html")
+        report.write_plots(record, self.folder / "plots")
 
     def _print(self, record: Mapping[str, Any]) -> None:
         self.display.console.print(leaderboard.terminal_table(record))
-        if record["comparison"]:
-            self.display.console.print(prompt_tables(record["comparison"]))
-            self.display.console.print(evaluation_tables(record["comparison"]))
         for line in results.sentences(record):
             self.display.console.print(f"- {line}", markup=False)
         spent = record["overhead"]
@@ -264,7 +290,6 @@ class Ledger:
             f"training and scoring on {spent['concurrent']} slots: overhead "
             + ("unknown" if spent["ratio"] is None else f"{spent['ratio']:.2f}")
         )
-        self.say(f"report: {self.folder / 'report.html'}")
 
     def close(self, *, timeout: float) -> None:
         """Waits at most that many seconds for MLflow, and says what it could not record."""
@@ -306,8 +331,7 @@ def new_search(
     changed["settings"] |= fixed
     changed |= {"trials": trials or space.trials, "confirmed": confirmed or space.confirmed}
     space = validated(Space, changed)
-    for baseline in baselines:
-        state(baseline)
+    places = places_of(baselines)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = home / "searches" / (name or f"{corpus.source}-{space.name}-{stamp}")
     if folder.exists():
@@ -318,7 +342,7 @@ def new_search(
             {
                 "space": space.model_dump(mode="json"),
                 "corpus": corpus.model_dump(mode="json"),
-                "baselines": list(baselines),
+                "baselines": places,
             },
         )
     return folder

@@ -102,8 +102,13 @@ def median_seed(progress: Progress) -> int:
     return seed
 
 
-def save_median(training: Training, progress: Progress, folder: Path) -> dict[str, Any]:
-    """Saves the replicate with the median score as a Hugging Face folder; gives the record."""
+def save_median(
+    training: Training, progress: Progress, folder: Path, *, heldout_above: float
+) -> dict[str, Any]:
+    """Saves the replicate with the median score as a Hugging Face folder; gives the record.
+
+    No training of this corpus goes beyond the split ratio `heldout_above`.
+    """
     from smallm.calibration import fitted_temperature
     from smallm.champion import save_model
 
@@ -116,7 +121,8 @@ def save_median(training: Training, progress: Progress, folder: Path) -> dict[st
         f"{len(progress.bits_per_byte)} seeds.\n"
     )
     with whole_folder(folder) as temporary:
-        save_model(core, settings, tokens, temporary, card=card, temperature=temperature)
+        about = {"heldout_above": heldout_above, "temperature": temperature}
+        save_model(core, settings, tokens, temporary, card=card, **about)
     return {
         "folder": str(folder),
         "seed": seed,

@@ -264,6 +264,9 @@ def test_evaluate_holds_out_what_a_model_with_a_larger_training_part_has_seen(
     folder = shutil.copytree(trained.folder, tmp_path / "model")
     text = (folder / "settings.yaml").read_text()
     (folder / "settings.yaml").write_text(text.replace("split_ratio: 0.8", "split_ratio: 0.92"))
+    origin = json.loads((folder / "origin.json").read_text())
+    assert origin["heldout_above"] == 0.9
+    (folder / "origin.json").write_text(json.dumps({**origin, "heldout_above": 0.92}))
     shown = evaluated(smallm, "--models", folder, "--slice", "selection")
     assert shown["bytes"] == tape.bytes(tape.heldout([0.92])[0])
 
@@ -298,7 +301,16 @@ def test_generate_writes_the_prompt_and_the_text_that_json_holds(smallm, trained
 
 
 def test_generate_at_temperature_0_does_not_depend_on_the_seed(smallm, trained):
-    args = ["generate", trained.folder, "--prompt", "", "--max-tokens", "9", "--temperature", "0"]
+    args = [
+        "generate",
+        trained.folder,
+        "--prompt",
+        "The",
+        "--max-tokens",
+        "9",
+        "--temperature",
+        "0",
+    ]
     assert smallm(*args, "--seed", "1").out == smallm(*args, "--seed", "2").out
 
 
@@ -412,6 +424,9 @@ BAD_VALUES = [
     (["train", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
     (["train", "--resume", "nowhere"], ["nowhere", "no checkpoint"]),
     (["train", "--device", "cudo"], ["device 'cudo'", "cpu"]),
+    (["generate", "gpt2", "--prompt", ""], ["prompt is empty"]),
+    (["evaluate", "--models", "n" * 300], ["n" * 300]),
+    (["evaluate", "--models", " , "], ["--models is empty"]),
     (["evaluate", "--models", "gtp2"], ["'gtp2'", "did you mean", "gpt2"]),
     (["evaluate", "--models", "champion"], ["no champion yet", "make search"]),
     (["evaluate", "--models", "./nowhere"], ["nowhere", "does not exist"]),

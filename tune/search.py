@@ -32,7 +32,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from smallm import confirmation, results
-from smallm.baselines import BASELINES
+from smallm.baselines import BASELINES, names_in
 from smallm.confirmation import Confirmed
 from smallm.errors import SmallmError
 from smallm.home import open_home
@@ -367,8 +367,12 @@ def run(ledger: Ledger) -> int:
         ray.shutdown()
     if confirmed:
         ledger.crown(confirmed, record)
-        ledger.compare(confirmed, record, device=job["device"])
     ledger.publish(record, confirmed, wall=wall, interrupted=interrupted)
+    try:
+        if record["champion"] and ledger.baselines:
+            ledger.compare(confirmed, record)
+    finally:
+        ledger.finish(record, interrupted=interrupted)
     if interrupted:
         return 130
     if record["champion"] is None:
@@ -404,7 +408,7 @@ def main(
     if resume:
         folder = search_to_resume(home, resume)
     else:
-        others = [] if compare_with == "none" else compare_with.split(",")
+        others = [] if compare_with == "none" else names_in(compare_with)
         folder = new_search(home, load_space(space), given, baselines=others, **sizes)
     ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
