@@ -202,6 +202,26 @@ def test_equal_logits_are_ranked_by_id():
     assert causal._rank(logits, gold).tolist() == [0, 2, 1, 1]
 
 
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused():
+    model, tokenizer = tiny_models.gpt2()
+    tokenizer.add_tokens(["extra"])
+    rows = model.config.vocab_size
+    said = f"odd: its tokenizer has {rows + 1} ids, its model {rows}"
+    with pytest.raises(SmallmError, match=f"^{said}$"):
+        Causal("odd", model, tokenizer)
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "nan"), (-math.inf, "nan|-inf")])
+def test_a_model_whose_log_likelihoods_are_not_finite_is_named(value, said):
+    model, tokenizer = tiny_models.gpt2()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(value)
+    damaged = Causal("damaged", model, tokenizer)
+    with pytest.raises(SmallmError, match=f"^damaged: .* log-likelihood of ({said}): .*") as caught:
+        damaged.score(tiny_models.TEXTS)
+    assert "\n" not in str(caught.value)
+
+
 def test_no_text_and_an_empty_text_have_no_tokens(predictor):
     (none,) = predictor.score([])
     assert len(none.nll) == 0

@@ -80,6 +80,9 @@ class Causal:
         first = tokenizer.eos_token_id if first is None else first
         if first is None:
             raise SmallmError(f"{name}: its tokenizer has no token that begins or ends a text")
+        ids, rows = max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size
+        if ids > rows:
+            raise SmallmError(f"{name}: its tokenizer has {ids} ids, its model {rows}")
         self.opening: list[int] = [first]
 
     @property
@@ -185,8 +188,11 @@ class Causal:
     def score(
         self, texts: Sequence[str], *, temperatures: Sequence[float] = (1.0,)
     ) -> list[Scores]:
-        """Scores of the texts at each temperature, one row a text, tokens being the model's ids."""
-        tables = [_Table(temperature) for temperature in temperatures]
+        """Scores of the texts at each temperature, one row a text, tokens being the model's ids.
+
+        Raises SmallmError where the model gives a token no finite log-likelihood.
+        """
+        tables = [_Table(self.name, temperature) for temperature in temperatures]
         documents: list[NDArray[np.int64]] = []
         hits: list[NDArray[np.bool_]] = []
         for batch in self.logits(texts):
@@ -249,7 +255,8 @@ class Causal:
 class _Table:
     """Sums of one temperature, while batches arrive in any order."""
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, name: str, temperature: float) -> None:
+        self.name = name
         self.temperature = temperature
         self.nll: list[NDArray[np.float64]] = []
         self.confidence: list[NDArray[np.float32]] = []
@@ -258,7 +265,13 @@ class _Table:
         """Takes in the negative log-likelihood and the confidence of a batch."""
         scaled = logits if self.temperature == 1 else logits / self.temperature
         scores = scaled.log_softmax(1)
-        self.nll.append(-scores.gather(1, gold[:, None])[:, 0].double().cpu().numpy())
+        nll = -scores.gather(1, gold[:, None])[:, 0].double().cpu().numpy()
+        if not np.isfinite(nll).all():
+            raise SmallmError(
+                f"{self.name}: gives a token of the texts a log-likelihood of "
+                f"{-nll[~np.isfinite(nll)][0]}: its weights may be damaged"
+            )
+        self.nll.append(nll)
         self.confidence.append(scores.amax(1).exp().cpu().numpy())
 
     def scores(
