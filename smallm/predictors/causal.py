@@ -74,7 +74,6 @@ class Causal:
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.parameters = sum(weight.numel() for weight in model.parameters())
-        self.bf16 = model.dtype == torch.bfloat16
         self.context = None if self._is_smallm else _context(model.config, tokenizer)
         first = tokenizer.bos_token_id
         first = tokenizer.eos_token_id if first is None else first
