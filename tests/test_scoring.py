@@ -9,9 +9,10 @@ import torch
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
-from smallm.evaluation import KNESER_NEY, UNIFORM, UNIGRAM, reference_scores
+from smallm.evaluation import reference_scores
 from smallm.models import architecture
 from smallm.models.huggingface import wrap
+from smallm.ngrams import KNESER_NEY, UNIFORM, UNIGRAM
 from smallm.scoring import TOP, Scores, predicted_positions, score, summed
 from smallm.settings import ModelSettings
 from smallm.tape import Slice
