@@ -196,10 +196,13 @@ def test_temperatures_confidence_and_hits_follow_their_definitions(gpt2):
         assert scores.tokens.tolist() == np.bincount(document).tolist()
 
 
-def test_equal_logits_are_ranked_by_id():
-    logits = torch.tensor([[1.0, 3, 3, 3], [1, 3, 3, 3], [3, 1, 1, 3], [0, 0, 0, 1]])
-    gold = torch.tensor([1, 3, 3, 0])
-    assert causal._rank(logits, gold).tolist() == [0, 2, 1, 1]
+def test_a_model_that_prefers_nothing_has_no_hits():
+    model, tokenizer = tiny_models.gpt2()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    (scores,) = Causal("flat", model, tokenizer).score(tiny_models.TEXTS)
+    assert not scores.hits.any()
+    assert not scores.correct.any()
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused():
