@@ -15,6 +15,7 @@ from typing import Literal
 from smallm.errors import SmallmError, unknown_name
 
 HUB_SECONDS = 3.0  # that a listing waits for the hub
+LONGEST_SHOWN = 60  # characters of a name that is too long
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -104,32 +105,68 @@ State = Available | Unavailable
 Trouble = Callable[[], Unavailable | None]
 
 
+def hub_trouble() -> Unavailable | None:
+    """Why nothing can be fetched from the hub, and what to do; None when it answers."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # under either name
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except OfflineModeIsEnabled:
+        return Unavailable("HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to fetch it")
+    except (httpx.HTTPError, OSError):
+        return Unavailable(f"{constants.ENDPOINT} cannot be reached", "check the network")
+    return None
+
+
 def states() -> dict[str, State]:
     """Where each baseline is, or why it is not; the hub is asked at most once."""
     trouble = cache(hub_trouble)
     return {name: _baseline_state(each, trouble) for name, each in BASELINES.items()}
 
 
-def state(name: str) -> State:
+def state(name: str, *, trouble: Trouble = hub_trouble) -> State:
     """Where a model is: a baseline, a local folder or GGUF file, or any hub id.
 
-    Raises SmallmError for a name that is none of these.
+    `trouble` asks the hub; one that remembers its answer serves many names. Raises SmallmError for
+    a name that is none of these.
     """
     known = baseline(name)
     if known is not None:
-        return _baseline_state(known, hub_trouble)
-    path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return Available(path.resolve())
-    if path.exists():
-        raise SmallmError(f"{name}: is neither a folder with a model nor a GGUF file")
-    if name.startswith((".", "~", "/")) or name.count("/") > 1 or path.suffix == ".gguf":
+        return _baseline_state(known, trouble)
+    if not name.strip():
+        raise SmallmError("the name of a model is empty: give a baseline, a folder or a hub id")
+    found = _local(name)
+    if found is not None:
+        return Available(found)
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or name.endswith(".gguf"):
         raise SmallmError(f"{name}: does not exist")
     if "/" not in name and _cached(name) is None:
         raise SmallmError(
             f"{unknown_name('model', name, BASELINES)}; or a folder, or a hub id such as owner/name"
         )
-    return _hub_state((name,), hub_trouble)
+    return _hub_state((name,), trouble)
+
+
+def _local(name: str) -> Path | None:
+    """The folder or GGUF file of that name; SmallmError for any other file."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+            return path.resolve()
+        other = path.exists()
+    except OSError as error:  # too long a name, or a folder that may not be read
+        raise SmallmError(f"{_shortened(name)}: cannot be a model: {error.strerror}") from None
+    except RuntimeError as error:  # "~nobody"
+        raise SmallmError(f"{name}: cannot be a model: {error}") from None
+    if other:
+        raise SmallmError(f"{name}: is neither a folder with a model nor a GGUF file")
+    return None
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
 
 
 def names_in(listed: str) -> list[str]:
@@ -143,8 +180,9 @@ def places_of(names: Iterable[str]) -> dict[str, str | None]:
     Raises SmallmError for a name that is no model.
     """
     places: dict[str, str | None] = {}
+    trouble = cache(hub_trouble)
     for name in names:
-        found = state(name)
+        found = state(name, trouble=trouble)
         place = found.place if isinstance(found, Available) and baseline(name) is None else None
         places[name] = str(place) if isinstance(place, Path) else None
     return places
@@ -155,21 +193,6 @@ def baseline(name: str) -> Baseline | None:
     for key, each in BASELINES.items():
         if name == key or name in each.repositories:
             return each
-    return None
-
-
-def hub_trouble() -> Unavailable | None:
-    """Why nothing can be fetched from the hub, and what to do; None when it answers."""
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # under either name
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except OfflineModeIsEnabled:
-        return Unavailable("HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE to fetch it")
-    except (httpx.HTTPError, OSError):
-        return Unavailable(f"{constants.ENDPOINT} cannot be reached", "check the network")
     return None
 
 

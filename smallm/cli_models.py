@@ -61,12 +61,12 @@ class Chosen:
 
     def decoding(self, name: str, sampling: Mapping[str, Any]) -> Decoding:
         """How a model decodes: a fitted temperature is its own."""
-        from smallm.evaluation_run import fitted_temperature
+        from smallm.evaluation_run import kept_temperature
         from smallm.predictors import Decoding
 
         values = {**sampling, "top_k": sampling["top_k"] or None}
         if values["temperature"] == Temperature.FITTED:
-            values["temperature"] = fitted_temperature(
+            values["temperature"] = kept_temperature(
                 name, folder=self.smallms.get(name), home=self.home
             )
         return Decoding(**values)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from scipy.stats import binomtest
 from torch import nn
 
 from smallm import significance
-from smallm.baselines import BASELINES, Unavailable, baseline, state
+from smallm.baselines import BASELINES, Trouble, Unavailable, baseline, hub_trouble, state
 from smallm.calibration import calibration_record, fit_temperature
-from smallm.errors import SmallmError
-from smallm.evaluation import reference_scores
+from smallm.errors import SmallmError, in_one_line
 from smallm.files import read_text
 from smallm.next_words import word_positions
 from smallm.predictors import Decoding, Predictor
@@ -33,6 +32,7 @@ from smallm.predictors.expansion import word_accuracy
 from smallm.predictors.loading import load_predictor
 from smallm.predictors.masked import Masked
 from smallm.quality import HeldOutPrompt, ceiling, first_words, prompts_and_references, quality
+from smallm.references import reference_scores
 from smallm.scoring import Scores, score
 from smallm.settings import Settings
 from smallm.significance import Interval, ratio_interval
@@ -106,7 +106,8 @@ def each_model(
 
     Raises SmallmError for a name that is no model, before any is loaded.
     """
-    places = {name: _place(name, folders) for name in names}
+    trouble = cache(hub_trouble)
+    places = {name: _place(name, folders, trouble) for name in names}
     for name, place in places.items():
         if isinstance(place, Absent):
             yield place
@@ -114,19 +115,19 @@ def each_model(
         try:
             model = load_predictor(place, home=home, threads=threads, device=device)
         except (SmallmError, RuntimeError) as error:
-            yield Absent(name, _line(error), failed=True)
+            yield Absent(name, in_one_line(error), failed=True)
             continue
         model.name = name
         yield model
 
 
-def _place(name: str, folders: Mapping[str, Path]) -> str | Absent:
+def _place(name: str, folders: Mapping[str, Path], trouble: Trouble) -> str | Absent:
     """What to load a model by."""
     if name in folders:
         return str(folders[name])
     if name == CHAMPION:
         return Absent(name, "no search has crowned one yet", "run `make search`")
-    found = state(name)
+    found = state(name, trouble=trouble)
     return Absent(name, found.reason, found.remedy) if isinstance(found, Unavailable) else name
 
 
@@ -225,11 +226,7 @@ def _measured(model: Predictor | Absent, text: HeldOut) -> Record:
         assert isinstance(model, Causal)
         return _causal(model, text)
     except (SmallmError, RuntimeError) as error:  # torch raises the latter
-        return {"reason": _line(error), "failed": True}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return {"reason": in_one_line(error), "failed": True}
 
 
 def _causal(model: Causal, text: HeldOut) -> Record:
@@ -372,7 +369,7 @@ def _answer(
         try:
             answer |= part()
         except (SmallmError, RuntimeError) as error:
-            answer["error"] = _line(error)
+            answer["error"] = in_one_line(error)
     return answer
 
 

@@ -18,13 +18,13 @@ from smallm.charts import (
     style,
 )
 from smallm.leaderboard import name_shown
+from smallm.ngrams import KNESER_NEY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
 WORD_CHARACTERS = 18
-KNESER_NEY = "Kneser-Ney 5-gram"
 
 
 def draw_comparison(record: Record) -> list[Plot]:

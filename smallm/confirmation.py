@@ -20,8 +20,8 @@ from torch import nn
 
 from smallm import significance
 from smallm.champion import model_card
-from smallm.evaluation import KNESER_NEY
 from smallm.models import architecture
+from smallm.ngrams import KNESER_NEY
 from smallm.results import sentences, short
 from smallm.scoring import Scores, score
 from smallm.settings import Settings

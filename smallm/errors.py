@@ -5,9 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 300  # characters of what a library says
+
 
 class SmallmError(Exception):
     """Bad input or surroundings: one line that says what, where and what is allowed."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says, as the end of a line; its type where it says nothing."""
+    return " ".join(str(error).split())[:LONGEST] or type(error).__name__
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> str:

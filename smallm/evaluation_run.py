@@ -94,7 +94,7 @@ def keep_temperatures(record: Mapping[str, Any], home: Path) -> None:
             write_json(_temperature_file(row["name"], home), fitted)
 
 
-def fitted_temperature(name: str, *, folder: Path | None, home: Path) -> float:
+def kept_temperature(name: str, *, folder: Path | None, home: Path) -> float:
     """The temperature that fits a model: saved with a SmaLLM, else that of the last evaluation."""
     if folder is not None:
         return saved_temperature(folder)

@@ -21,11 +21,11 @@ from smallm.champion import save_model
 from smallm.comparison_tables import evaluation_tables, prompt_tables
 from smallm.confirmation import Confirmed, Finalist
 from smallm.errors import SmallmError
-from smallm.evaluation import reference_scores
 from smallm.evaluation_run import keep_temperatures, track_models
 from smallm.files import read_json, whole_folder, write_json
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
+from smallm.references import reference_scores
 from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
 from smallm.tape import Slice, Tape, TokenTape, build_tape, tokenize_tape

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,9 +14,9 @@ import numpy as np
 
 from smallm.errors import SmallmError
 from smallm.predictors import NextWord, NextWords
+from smallm.tokens import WORD
 from smallm.word_search import EXACT, Expand, Prefix, Rest, Search, lexicon_of
 
-WORD = re.compile(r"[^ \t\n\r\f\v]+")
 BATCH = 16  # prefixes that a model looks at together
 LIMIT = 256  # prefixes that it looks at for one prompt: most need 40 to 90
 RANKS = (1, 3, 10)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 UNSEEN = -1
+UNIFORM, UNIGRAM, KNESER_NEY = "uniform over bytes", "unigram", "Kneser-Ney 5-gram"
+"""Names of the reference models."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ ROUGE counts only Latin letters and digits, as its reference implementation does
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -23,10 +22,10 @@ from sacrebleu.metrics.bleu import BLEU
 
 from smallm.errors import SmallmError
 from smallm.significance import ENDS, Interval
+from smallm.tokens import WORD
 
 Floats = NDArray[np.float64]
 
-WORD = re.compile(r"\S+", re.ASCII)  # a word is what stands between ASCII white space
 ROUGE = ("rouge1", "rouge2", "rougeL")
 REPEATED = 4  # words in the n-grams whose repetition is counted
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -39,6 +40,7 @@ END_ID, UNKNOWN_ID = 0, 1
 FINAL = 256  # a byte symbol plus this ends its word
 SPELLING_BOUNDARY = 512
 SPELLING_ORDER = 6
+WORD = re.compile(r"\S+", re.ASCII)  # what stands between ASCII white space, for every model
 # Words, numbers and runs of signs with the space before them, then other white space: every
 # character falls in exactly one piece, so joining the pieces gives the text back.
 PIECES = regex.compile(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+")

@@ -35,8 +35,6 @@ Expand = Callable[[Sequence[Sequence[int]]], Tensor]
 WHITE_SPACE = b" \t\n\r\f\v"
 EXACT = 1e-9
 """Probabilities nearer than this count as equal: it is below the precision of the models."""
-LIMIT = 1024  # prefixes that a model looks at
-BATCH = 16  # prefixes that it looks at together
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
 FIRST_SHARE = 32  # continuations that become prefixes at first; then twice as many, and so on
 SORTED = 256  # heaviest continuations that are sorted at once; the others when they are needed

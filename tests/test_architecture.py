@@ -16,7 +16,7 @@ LEVELS = [
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates", "quality"],
-    ["training", "evaluation", "champion", "calibration"],
+    ["training", "references", "champion", "calibration"],
     ["baselines"],
     ["predictors", "next_words", "word_search"],
     ["training_run", "comparison", "prompts"],

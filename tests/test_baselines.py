@@ -1,5 +1,6 @@
 """Baselines: what the registry says of them, and whether they can be had, offline and online."""
 
+import functools
 import http.server
 import json
 import sys
@@ -125,6 +126,15 @@ def test_a_hub_that_does_not_answer_is_asked_for_once_and_named(online, free_por
     assert len(asked) == len(HUB)  # once a listing
 
 
+def test_many_names_share_one_question_to_the_hub(online, free_port):
+    online(f"http://127.0.0.1:{free_port}")
+    asked = []
+    trouble = functools.cache(lambda: asked.append(1) or baselines.hub_trouble())
+    for name in [*HUB, "someone/other-model"]:
+        assert f"127.0.0.1:{free_port} cannot be reached" in state(name, trouble=trouble).reason
+    assert len(asked) == 1
+
+
 def test_what_the_hub_has_can_be_fetched(online, answering_hub):
     online(answering_hub.url)
     found = states()
@@ -168,6 +178,11 @@ def test_a_package_that_is_missing_or_empty_says_how_to_install_it(tmp_path, mon
         ("/a/b/c", "/a/b/c: does not exist"),
         ("models/x.gguf", "models/x.gguf: does not exist"),
         ("own er/x", "own er/x: is no name of a model"),
+        ("", "the name of a model is empty"),
+        (" \n", "the name of a model is empty"),
+        ("m" * 5000, f"^{'m' * 60}…: cannot be a model: File name too long$"),
+        ("m" * 200, "is no name of a model"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x: cannot be a model"),
     ],
 )
 def test_a_name_that_is_nothing_says_what_it_could_be(name, said):

@@ -196,10 +196,33 @@ def test_temperatures_confidence_and_hits_follow_their_definitions(gpt2):
         assert scores.tokens.tolist() == np.bincount(document).tolist()
 
 
-def test_equal_logits_are_ranked_by_id():
-    logits = torch.tensor([[1.0, 3, 3, 3], [1, 3, 3, 3], [3, 1, 1, 3], [0, 0, 0, 1]])
-    gold = torch.tensor([1, 3, 3, 0])
-    assert causal._rank(logits, gold).tolist() == [0, 2, 1, 1]
+def test_a_model_that_prefers_nothing_has_no_hits():
+    model, tokenizer = tiny_models.gpt2()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    (scores,) = Causal("flat", model, tokenizer).score(tiny_models.TEXTS)
+    assert not scores.hits.any()
+    assert not scores.correct.any()
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused():
+    model, tokenizer = tiny_models.gpt2()
+    tokenizer.add_tokens(["extra"])
+    rows = model.config.vocab_size
+    said = f"odd: its tokenizer has {rows + 1} ids, its model {rows}"
+    with pytest.raises(SmallmError, match=f"^{said}$"):
+        Causal("odd", model, tokenizer)
+
+
+@pytest.mark.parametrize(("value", "said"), [(math.nan, "nan"), (-math.inf, "nan|-inf")])
+def test_a_model_whose_log_likelihoods_are_not_finite_is_named(value, said):
+    model, tokenizer = tiny_models.gpt2()
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(value)
+    damaged = Causal("damaged", model, tokenizer)
+    with pytest.raises(SmallmError, match=f"^damaged: .* log-likelihood of ({said}): .*") as caught:
+        damaged.score(tiny_models.TEXTS)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_text_and_an_empty_text_have_no_tokens(predictor):
@@ -234,8 +257,6 @@ def test_a_model_that_caps_its_logits_is_scored_with_the_cap():
 def test_half_precision_comes_near_single_precision(gpt2):
     model, tokenizer = tiny_models.gpt2()
     half = Causal("half", model.to(torch.bfloat16), tokenizer)
-    assert half.bf16
-    assert not gpt2.bf16
     texts = long_and_short_texts()
     (rough,), (exact,) = half.score(texts), gpt2.score(texts)
     assert rough.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.01)

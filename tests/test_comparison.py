@@ -17,7 +17,7 @@ from smallm.comparison_plots import draw_comparison, draw_next_words
 from smallm.comparison_section import comparison_sections
 from smallm.comparison_tables import evaluation_tables, prompt_tables
 from smallm.errors import SmallmError
-from smallm.evaluation_run import EvaluationRun, fitted_temperature, keep_temperatures
+from smallm.evaluation_run import EvaluationRun, keep_temperatures, kept_temperature
 from smallm.predictors import Decoding
 from smallm.settings import Settings
 from smallm.tracking import sync
@@ -264,7 +264,7 @@ def test_an_evaluation_is_recorded_in_the_home_and_in_mlflow(record, tmp_path):
 def test_a_fitted_temperature_is_kept_for_generation(record, folders, tmp_path):
     keep_temperatures(record, tmp_path)
     wanted = row(record, "gpt2-small")["calibration"]["temperature"]
-    assert fitted_temperature("gpt2-small", folder=None, home=tmp_path) == pytest.approx(wanted)
+    assert kept_temperature("gpt2-small", folder=None, home=tmp_path) == pytest.approx(wanted)
     own = fitted_temperature("champion", folder=folders["champion"], home=tmp_path)
     assert own == pytest.approx(row(record, "champion")["calibration"]["temperature"], rel=0.1)
     with pytest.raises(SmallmError, match="smallm evaluate --models other"):

@@ -61,7 +61,8 @@ def test_a_folder_of_each_causal_architecture_loads_scores_and_continues(name, t
     assert (predictor.kind, predictor.context) == ("causal", 32)
     assert predictor.name == str(tmp_path / name)
     assert predictor.parameters == sum(weight.numel() for weight in model.parameters())
-    assert predictor.bf16 == has_bf16(torch.device("cpu"))
+    half = has_bf16(torch.device("cpu"))
+    assert predictor.model.dtype == (torch.bfloat16 if half else torch.float32)
     (exact,) = Causal("in memory", model, tokenizer).score(tiny_models.TEXTS)
     (found,) = predictor.score(tiny_models.TEXTS)
     np.testing.assert_allclose(found.nll, exact.nll, rtol=0.05)  # rounded to bf16
@@ -115,7 +116,8 @@ def test_a_saved_smallm_loads_in_full_precision(tokens, tmp_path):
     (tmp_path / "model").mkdir()
     save_model(core, settings, tokens, tmp_path / "model", card="")
     predictor = load(tmp_path / "model", tmp_path)
-    assert (predictor.kind, predictor.context, predictor.bf16) == ("causal", None, False)
+    assert (predictor.kind, predictor.context) == ("causal", None)
+    assert predictor.model.dtype == torch.float32
     (scores,) = predictor.score([tokens.tape.text(0)])
     assert 0 < scores.bits_per_byte < 8
     assert (

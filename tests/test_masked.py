@@ -160,14 +160,13 @@ def test_a_text_without_tokens_scores_zero_and_no_texts_give_no_rows(tiny_bert):
     found = tiny_bert.pseudo_score(["", TEXTS[0], " \n"])
     assert found.tokens.tolist()[::2] == [0, 0]
     assert found.log_likelihood[[0, 2]].tolist() == [0, 0]
-    assert tiny_bert.pseudo_score([]).metrics()["pseudo_log_likelihood_per_token"] == 0
+    assert len(tiny_bert.pseudo_score([]).log_likelihood) == 0
 
 
-def test_unknown_tokens_are_counted_and_a_special_token_in_a_text_is_text(tiny_bert):
+def test_a_special_token_in_a_text_is_text(tiny_bert):
     found = tiny_bert.pseudo_score(["the € [MASK] vehicle"])
-    # the, €, [, m, ##a, ##s, ##k, ], vehicle: the sign and the brackets are unknown.
+    # the, €, [, m, ##a, ##s, ##k, ], vehicle
     assert found.tokens.tolist() == [9]
-    assert found.unknown.tolist() == [3]
 
 
 @given(

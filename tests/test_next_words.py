@@ -389,7 +389,6 @@ def test_word_accuracy_counts_the_gold_words_in_the_certified_top(bpe_tokens):
     found = of_model.word_accuracy(predictor, list(zip(contexts, gold, strict=True)), ks=(1, 3))
     assert found.hits == {1: 2, 3: 5}
     assert found.undecided == {1: 0, 3: 0}
-    assert found.share(3) == pytest.approx(5 / 6)
     stopped = of_model.word_accuracy(
         predictor, list(zip(contexts, gold, strict=True)), ks=(1, 3), limit=1
     )

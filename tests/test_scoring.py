@@ -6,13 +6,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
-from smallm.evaluation import KNESER_NEY, UNIFORM, UNIGRAM, reference_scores
 from smallm.models import architecture
 from smallm.models.huggingface import wrap
-from smallm.scoring import TOP, Scores, predicted_positions, score, summed
+from smallm.ngrams import KNESER_NEY, UNIFORM, UNIGRAM
+from smallm.references import reference_scores
+from smallm.scoring import TOP, Scores, predicted_positions, rank, score, summed
 from smallm.settings import ModelSettings
 from smallm.tape import Slice
 from smallm.tokens import END_ID, UNKNOWN_ID
@@ -162,6 +165,29 @@ def test_a_model_that_prefers_nothing_has_no_hits(bpe_tokens):
     scores = score(Table(torch.zeros(bpe_tokens.vocabulary)), bpe_tokens, PART, window=1, top=True)
     assert not scores.hits.any()
     assert scores.metrics()["cross_entropy"] == pytest.approx(math.log(bpe_tokens.vocabulary))
+
+
+def test_a_tie_with_the_gold_token_is_a_miss():
+    logits = torch.tensor([[1.0, 3, 3, 3], [1, 3, 3, 3], [3, 1, 1, 3], [0, 0, 0, 1], [0, 9, 0, 1]])
+    gold = torch.tensor([1, 3, 3, 0, 1])
+    assert rank(logits, gold).tolist() == [2, 2, 1, 3, 0]
+
+
+@given(
+    table=st.integers(1, 12).flatmap(
+        lambda ids: st.lists(
+            st.lists(st.integers(-3, 3), min_size=ids, max_size=ids), min_size=1, max_size=5
+        )
+    ),
+    data=st.data(),
+)
+def test_the_rank_counts_the_other_tokens_that_are_not_less_probable(table, data):
+    gold = [data.draw(st.integers(0, len(table[0]) - 1)) for _ in table]
+    expected = [
+        sum(value >= row[at] for place, value in enumerate(row) if place != at)
+        for row, at in zip(table, gold, strict=True)
+    ]
+    assert rank(torch.tensor(table).float(), torch.tensor(gold)).tolist() == expected
 
 
 def test_naming_the_unknown_word_is_no_hit(word_tokens):

@@ -75,6 +75,35 @@ def test_the_faster_way_to_train_replicates_is_measured_once_for_a_shape(bpe_tok
         assert run(settings, bpe_tokens)[0].stacked is faster
 
 
+def test_both_ways_are_measured_in_turns_and_the_shortest_time_counts(bpe_tokens, monkeypatch):
+    asked = []
+    spent = iter([0, 0, 9.0, 2.0, 3.0, 8.0, 4.0, 5.0])  # other load disturbs one round of each
+
+    def seconds(self, groups, first, until):
+        asked.append(len(groups))
+        return next(spent)
+
+    monkeypatch.setattr(Training, "_seconds_of_steps", seconds)
+    training, _ = run(SMALL.replace(replication="auto", hidden=18), bpe_tokens)
+    assert asked == [2, 1] * 4  # a group for each seed, or one of both
+    assert training.stacked
+    kept = bpe_tokens.tape.folder / "replication" / f"{training._shape_digest()}.json"
+    assert json.loads(kept.read_text()) == {"sequential": 3.0, "stacked": 2.0}
+
+
+def test_with_dropout_replicates_train_in_turn_unless_stacking_is_asked_for(
+    bpe_tokens, monkeypatch
+):
+    monkeypatch.setattr(Training, "_seconds_of_ways", lambda _: {"sequential": 2.0, "stacked": 1.0})
+    settings = SMALL.replace(replication="auto", hidden=19)
+    _, alone = run(settings.replace(dropout=0.2, seeds=[2]), bpe_tokens)
+    training, both = run(settings.replace(dropout=0.2), bpe_tokens)
+    assert not training.stacked
+    assert [each.bits_per_byte[2] for each in both] == [each.bits_per_byte[2] for each in alone]
+    assert run(settings, bpe_tokens)[0].stacked
+    assert run(settings.replace(dropout=0.2, replication="stacked"), bpe_tokens)[0].stacked
+
+
 def test_a_seed_gives_the_same_numbers_alone_and_among_others(bpe_tokens):
     _, both = run(SMALL.replace(dropout=0.1), bpe_tokens)
     _, alone = run(SMALL.replace(dropout=0.1, seeds=[2]), bpe_tokens)

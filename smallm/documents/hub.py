@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from smallm.documents import Document, Dropped
-from smallm.errors import SmallmError
+from smallm.errors import SmallmError, in_one_line
 from smallm.settings import CorpusSettings
 
 
@@ -97,15 +97,11 @@ def _one_line(name: str) -> Iterator[None]:
     try:
         yield
     except (RepositoryNotFoundError, FileNotFoundError) as error:
-        raise SmallmError(f"dataset {name!r}: not found: {_short(error)}") from None
+        raise SmallmError(f"dataset {name!r}: not found: {in_one_line(error)}") from None
     except (httpx.HTTPError, OSError) as error:
         raise SmallmError(
-            f"dataset {name!r}: cannot be reached ({_short(error)}); check the network, or give "
-            "--dataset the folder of a downloaded copy; HF_HUB_OFFLINE=1 reads the cache alone"
+            f"dataset {name!r}: cannot be reached ({in_one_line(error)}); check the network, or "
+            "give --dataset the folder of a downloaded copy; HF_HUB_OFFLINE=1 reads the cache alone"
         ) from None
     except (DatasetsError, RuntimeError, ValueError) as error:
-        raise SmallmError(f"dataset {name!r}: {_short(error)}") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise SmallmError(f"dataset {name!r}: {in_one_line(error)}") from None

@@ -21,7 +21,7 @@ from smallm.predictors import Decoding, Kind, NextWords
 from smallm.predictors.sampling import choose
 from smallm.predictors.token_bytes import token_bytes
 from smallm.predictors.windows import Window, overlapping_windows, rolling_windows
-from smallm.scoring import TOP, Scores
+from smallm.scoring import TOP, Scores, rank
 from smallm.tape import WHITE_SPACE
 from smallm.tokens import FINAL
 
@@ -74,12 +74,14 @@ class Causal:
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.parameters = sum(weight.numel() for weight in model.parameters())
-        self.bf16 = model.dtype == torch.bfloat16
         self.context = None if self._is_smallm else _context(model.config, tokenizer)
         first = tokenizer.bos_token_id
         first = tokenizer.eos_token_id if first is None else first
         if first is None:
             raise SmallmError(f"{name}: its tokenizer has no token that begins or ends a text")
+        ids, rows = max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size
+        if ids > rows:
+            raise SmallmError(f"{name}: its tokenizer has {ids} ids, its model {rows}")
         self.opening: list[int] = [first]
 
     @property
@@ -185,13 +187,16 @@ class Causal:
     def score(
         self, texts: Sequence[str], *, temperatures: Sequence[float] = (1.0,)
     ) -> list[Scores]:
-        """Scores of the texts at each temperature, one row a text, tokens being the model's ids."""
-        tables = [_Table(temperature) for temperature in temperatures]
+        """Scores of the texts at each temperature, one row a text, tokens being the model's ids.
+
+        Raises SmallmError where the model gives a token no finite log-likelihood.
+        """
+        tables = [_Table(self.name, temperature) for temperature in temperatures]
         documents: list[NDArray[np.int64]] = []
         hits: list[NDArray[np.bool_]] = []
         for batch in self.logits(texts):
             documents.append(batch.document)
-            hits.append(_rank(batch.logits, batch.gold)[:, None] < np.array(TOP))
+            hits.append(rank(batch.logits, batch.gold)[:, None] < np.array(TOP))
             for table in tables:
                 table.add(batch.logits, batch.gold)
         document = np.concatenate([np.zeros(0, np.int64), *documents])
@@ -249,7 +254,8 @@ class Causal:
 class _Table:
     """Sums of one temperature, while batches arrive in any order."""
 
-    def __init__(self, temperature: float) -> None:
+    def __init__(self, name: str, temperature: float) -> None:
+        self.name = name
         self.temperature = temperature
         self.nll: list[NDArray[np.float64]] = []
         self.confidence: list[NDArray[np.float32]] = []
@@ -258,7 +264,13 @@ class _Table:
         """Takes in the negative log-likelihood and the confidence of a batch."""
         scaled = logits if self.temperature == 1 else logits / self.temperature
         scores = scaled.log_softmax(1)
-        self.nll.append(-scores.gather(1, gold[:, None])[:, 0].double().cpu().numpy())
+        nll = -scores.gather(1, gold[:, None])[:, 0].double().cpu().numpy()
+        if not np.isfinite(nll).all():
+            raise SmallmError(
+                f"{self.name}: gives a token of the texts a log-likelihood of "
+                f"{-nll[~np.isfinite(nll)][0]}: its weights may be damaged"
+            )
+        self.nll.append(nll)
         self.confidence.append(scores.amax(1).exp().cpu().numpy())
 
     def scores(
@@ -278,21 +290,6 @@ class _Table:
             confidence=confidence[order],
             correct=hits[order, 0],
         )
-
-
-def _rank(logits: Tensor, gold: Tensor) -> NDArray[np.int64]:
-    """How many ids come before the gold one, exact below the last of TOP.
-
-    Among equal logits, which are frequent in bf16, the lower id comes first.
-    """
-    at_gold = logits.gather(1, gold[:, None])
-    # Counting in floats is ten times faster than in booleans.
-    counted = torch.empty_like(logits)
-    before = torch.gt(logits, at_gold, out=counted).sum(1).long()
-    tied = torch.ge(logits, at_gold, out=counted).sum(1).long() > before + 1
-    for row in (tied & (before < TOP[-1])).nonzero()[:, 0].tolist():
-        before[row] += (logits[row, : gold[row]] == at_gold[row]).sum()
-    return before.cpu().numpy()
 
 
 def batches(windows: Sequence[tuple[int, Window]]) -> Iterator[Inputs]:

@@ -134,10 +134,6 @@ class WordAccuracy:
     """For each k, positions that the search left open; they count as misses."""
     positions: int
 
-    def share(self, k: int) -> float:
-        """Accuracy at k; the undecided are misses, so it is a lower bound."""
-        return self.hits[k] / self.positions
-
 
 def word_accuracy(
     predictor: Expandable,

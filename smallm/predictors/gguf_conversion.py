@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from smallm.errors import SmallmError
+from smallm.errors import SmallmError, in_one_line
 from smallm.files import whole_folder
 
 CONVERSION = 1  # part of the digest: raise it when the result changes
@@ -38,7 +38,7 @@ def _pre_tokenizer(file: Path) -> str | None:
         field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
         return None if field is None else str(field.contents())
     except (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError) as error:
-        raise SmallmError(f"{file}: is damaged or no GGUF file: {_short(error)}") from None
+        raise SmallmError(f"{file}: is damaged or no GGUF file: {in_one_line(error)}") from None
 
 
 def _convert(file: Path, pre_tokenizer: str | None, folder: Path) -> None:
@@ -54,7 +54,7 @@ def _convert(file: Path, pre_tokenizer: str | None, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
             model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise SmallmError(f"{file}: cannot be read by transformers: {_short(error)}") from None
+        raise SmallmError(f"{file}: cannot be read by transformers: {in_one_line(error)}") from None
     _correct(tokenizer.backend_tokenizer, pre_tokenizer, file)
     tokenizer.save_pretrained(folder)
     del model.config.quantization_config
@@ -78,7 +78,3 @@ def _correct(backend: Any, pre_tokenizer: str | None, file: Path) -> None:
             f"{file}: its pre-tokenizer {pre_tokenizer!r} is not known here: give the folder of "
             "the original model with its tokenizer.json"
         )
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

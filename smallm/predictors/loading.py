@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from smallm.baselines import BASELINES, WEIGHTS, Unavailable, baseline, state
-from smallm.errors import SmallmError
+from smallm.errors import SmallmError, in_one_line
 from smallm.files import read_json
 from smallm.predictors import Kind, Predictor
 
@@ -139,7 +139,7 @@ def _loaded(folder: Path, kind: Kind, device: str) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise SmallmError(f"{folder}: cannot be loaded: {_short(error)}") from None
+        raise SmallmError(f"{folder}: cannot be loaded: {in_one_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         raise SmallmError(
             f"{folder}: its weights lack {len(missing)} of the model's, such as {missing[0]}"
@@ -158,8 +158,4 @@ def _fetched(repository: str) -> Path:
     except RepositoryNotFoundError:
         raise SmallmError(f"{repository}: is not on the hub, or not for everybody") from None
     except (httpx.HTTPError, OSError) as error:
-        raise SmallmError(f"{repository}: cannot be fetched: {_short(error)}") from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise SmallmError(f"{repository}: cannot be fetched: {in_one_line(error)}") from None

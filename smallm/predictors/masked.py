@@ -40,24 +40,13 @@ PROBE = "a"  # stands before a piece to see whether the piece takes a space befo
 class PseudoScores:
     """Per text: pseudo-log-likelihood in nats and sizes; comparable only within one tokenizer.
 
-    `unknown` counts the tokens that the tokenizer does not know: the model predicts only that
-    something unknown stands there, so texts with many of them look better than they are.
+    Of a token that the tokenizer does not know, the model predicts only that something unknown
+    stands there, so texts with many of them look better than they are.
     """
 
     log_likelihood: Floats
     tokens: Ints
     words: Ints
-    unknown: Ints
-
-    def metrics(self) -> dict[str, float]:
-        """Totals and means over all texts, in nats."""
-        total = float(self.log_likelihood.sum())
-        return {
-            "pseudo_log_likelihood": total,
-            "pseudo_log_likelihood_per_token": total / max(int(self.tokens.sum()), 1),
-            "pseudo_log_likelihood_per_word": total / max(int(self.words.sum()), 1),
-            "unknown_tokens": float(self.unknown.sum()),
-        }
 
 
 @dataclass(frozen=True)
@@ -146,12 +135,10 @@ class Masked:
             )
         encoded = self._encode(texts)
         per_token = self._token_log_likelihoods(encoded, window or self.context)
-        unknown = self.tokenizer.unk_token_id
         return PseudoScores(
             log_likelihood=np.array([each.sum() for each in per_token]),
             tokens=np.array([len(each) for each in per_token], dtype=np.int64),
             words=np.array([len(WHITE_SPACE.split(text)) for text in texts], dtype=np.int64),
-            unknown=np.array([ids.count(unknown) for ids, _ in encoded], dtype=np.int64),
         )
 
     def token_pseudo_log_likelihoods(self, text: str) -> Floats:

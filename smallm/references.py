@@ -6,12 +6,10 @@ import math
 
 import numpy as np
 
-from smallm.ngrams import KneserNey
+from smallm.ngrams import KNESER_NEY, UNIFORM, UNIGRAM, KneserNey
 from smallm.scoring import Scores, predicted_positions, summed
 from smallm.tape import Slice, TokenTape
 from smallm.tokens import END_ID
-
-UNIFORM, UNIGRAM, KNESER_NEY = "uniform over bytes", "unigram", "Kneser-Ney 5-gram"
 
 
 def reference_scores(tokens: TokenTape, training: Slice, part: Slice) -> dict[str, Scores]:
