@@ -160,7 +160,7 @@ DECODING: dict[str, dict[str, Any]] = {
     "temperature": {
         "type": Temperature(),
         "default": 1.0,
-        "help": "A number, 0 is greedy; or `fitted`, the model's own.",
+        "help": "A number, 0 is greedy; or `fitted`: saved with a SmaLLM, or by `smallm evaluate`.",
     },
     "top_k": {
         "type": click.IntRange(0),

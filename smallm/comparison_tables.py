@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smallm.leaderboard import NONE, name_shown, span
+from smallm.leaderboard import NONE, name_shown
 from smallm.plots import tokens_shown
 from smallm.terminal import plain_table, texts
 
@@ -69,19 +69,20 @@ def perplexity_shown(value: float) -> str:
 
 def with_ends(found: Record, *, factor: float = 1, decimals: int = 3) -> str:
     """A figure with its interval, where it has one."""
-    value = f"{factor * found['value']:.{decimals}f}"
     if found["low"] is None:
-        return value
-    return f"{value} ({span({end: factor * found[end] for end in ('low', 'high')}, decimals)})"
+        return f"{factor * found['value']:.{decimals}f}"
+    value, low, high = (factor * found[end] for end in ("value", "low", "high"))
+    to = "-" if low >= 0 else " to "  # a dash beside a minus would be misread
+    return f"{value:.{decimals}f} ({low:.{decimals}f}{to}{high:.{decimals}f})"
 
 
 def next_word_shown(row: Record) -> str:
-    """The shares of words among the most probable one, three and ten, in percent."""
+    """The shares of words among the most probable one, three and ten, in percent: at least."""
     found = row.get("next_word")
     if not found:
         return NONE
-    shares = " / ".join(f"{100 * found[f'top_{k}']['value']:.0f}" for k in (1, 3, 10))
-    return f"{shares} ({found['undecided']} open)" if found["undecided"] else shares
+    shares = "/".join(f"{100 * found[f'top_{k}']['value']:.0f}" for k in (1, 3, 10))
+    return f"≥ {shares}" if found["undecided"] else shares
 
 
 def _with_rows(
@@ -128,13 +129,16 @@ def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableTy
     yield _with_rows(
         f"On the same {record['bytes']:,} bytes of {record['documents']:,} documents "
         f"({record['slice']} slice)",
-        ["size", "sees", "bits per byte (95 %)", "per word", "next word %", "ms/kB"],
+        ["size", "sees", "bits per byte (95 %)", "per word", "top 1/3/10", "ms/kB"],
         rows,
         cells,
         needs="bits_per_byte",
     )
     yield _notes(rows)
-    yield (" size: parameters; per word: perplexity; next word: among the first 1 / 3 / 10\n")
+    yield (
+        " size: parameters; sees: tokens of context; per word: perplexity; top 1/3/10: percent of\n"
+        " words that are among the most probable (≥: the search left some undecided)\n"
+    )
 
 
 def _masked(rows: Sequence[Record]) -> Iterator[RenderableType]:
@@ -202,7 +206,7 @@ def _own(name: str, models: Mapping[str, Mapping[str, float]]) -> Table:
     table = plain_table(
         f"In the tokens of {name_shown(name)}, which compare only with each other",
         ["model"],
-        ["bits per byte", "nats per token", "perplexity", "top 1 / 3 / 10 %"],
+        ["bits per byte", "nats per token", "perplexity", "top 1/3/10"],
     )
     for cells in own_token_rows(name, models):
         table.add_row(*texts(cells))
@@ -217,7 +221,7 @@ def own_token_rows(name: str, models: Mapping[str, Mapping[str, float]]) -> Iter
             name_shown(name) if model == "this model" else model,
             *(f"{figures['bits_per_byte']:.3f}", f"{figures['cross_entropy']:.3f}"),
             perplexity_shown(figures["token_perplexity"]),
-            " / ".join(f"{100 * hit:.0f}" for hit in hits if hit is not None) or NONE,
+            "/".join(f"{100 * hit:.0f}" for hit in hits if hit is not None) or NONE,
         ]
 
 

@@ -189,7 +189,8 @@ class Ledger:
             self.say(f"no comparison: {error}")
             return
         record["comparison"] = found
-        record["conclusion"] += found.pop("sentences")
+        beside = found.pop("sentences")
+        record["conclusion"] += beside
         self.seconds["comparison"] = time.perf_counter() - start
         record["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
         keep_temperatures(found, self.home)
@@ -197,6 +198,8 @@ class Ledger:
         self._write(record)
         self.display.console.print(prompt_tables(found))
         self.display.console.print(evaluation_tables(found))
+        for line in beside:
+            self.display.console.print(f"- {line}", markup=False)
 
     def _compared(self, champion: Confirmed, final: Slice) -> dict[str, Any]:
         selection, _ = self.tape.heldout(self.space.heldout_ratios())

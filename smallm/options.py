@@ -45,7 +45,7 @@ class Numbers(click.ParamType[tuple[Any, ...]]):
 
 
 class Temperature(click.ParamType[float | str]):
-    """A number from 0 up, or `fitted`: the temperature that was saved with the model."""
+    """A number from 0 up, or `fitted`: the temperature that makes the model's text most likely."""
 
     name = "temperature"
     FITTED = "fitted"

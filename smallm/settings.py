@@ -145,10 +145,7 @@ class TrainingSettings(Group):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of matrix products; auto is bf16 where the hardware has it and it is faster."""
     replication: Literal["auto", "stacked", "sequential"] = "auto"
-    """Train replicates stacked or in turn; auto: in turn with dropout, else the faster, measured.
-
-    Stacked replicates share the random numbers of their dropout, so a seed alone does not fix it.
-    """
+    """Replicates train stacked or in turn; auto: in turn with dropout, else whichever is faster."""
 
     @field_validator("evaluate_at")
     @classmethod

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def plain_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
-    """An empty table with columns of text on the left and of figures on the right."""
+    """An empty table with columns of text on the left, names first, and figures on the right."""
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.padding, table.pad_edge = (0, 1, 0, 0), False
     for name in left:
-        table.add_column(name)
+        table.add_column(name, no_wrap=not table.columns)  # a narrow terminal wraps no name
     for name in right:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -243,7 +243,7 @@ class Training:
         if len(self.settings.training.seeds) == 1 or choice != "auto":
             return choice == "stacked" and len(self.settings.training.seeds) > 1
         if self.settings.model.dropout:
-            return False  # a seed must fix its dropout whatever group it is in
+            return False  # stacked replicates share random numbers, and a seed must fix its own
         kept = self.tokens.tape.folder / "replication" / f"{self._shape_digest()}.json"
         if not kept.exists():
             keep_first_json(kept, self._seconds_of_ways())

@@ -425,7 +425,7 @@ BAD_VALUES = [
     (["train", "--resume", "nowhere"], ["nowhere", "no checkpoint"]),
     (["train", "--device", "cudo"], ["device 'cudo'", "cpu"]),
     (["generate", "gpt2", "--prompt", ""], ["prompt is empty"]),
-    (["evaluate", "--models", "n" * 300], ["n" * 300]),
+    (["evaluate", "--models", "n" * 300], [f"{'n' * 60}…: cannot be a model"]),
     (["evaluate", "--models", " , "], ["--models is empty"]),
     (["evaluate", "--models", "gtp2"], ["'gtp2'", "did you mean", "gpt2"]),
     (["evaluate", "--models", "champion"], ["no champion yet", "make search"]),

@@ -265,10 +265,10 @@ def test_a_fitted_temperature_is_kept_for_generation(record, folders, tmp_path):
     keep_temperatures(record, tmp_path)
     wanted = row(record, "gpt2-small")["calibration"]["temperature"]
     assert kept_temperature("gpt2-small", folder=None, home=tmp_path) == pytest.approx(wanted)
-    own = fitted_temperature("champion", folder=folders["champion"], home=tmp_path)
+    own = kept_temperature("champion", folder=folders["champion"], home=tmp_path)
     assert own == pytest.approx(row(record, "champion")["calibration"]["temperature"], rel=0.1)
     with pytest.raises(SmallmError, match="smallm evaluate --models other"):
-        fitted_temperature("other", folder=None, home=tmp_path)
+        kept_temperature("other", folder=None, home=tmp_path)
 
 
 def test_a_ratio_of_sums_has_the_interval_of_resampled_documents():

@@ -114,7 +114,7 @@ def test_a_saved_smallm_loads_in_full_precision(tokens, tmp_path):
     core = architecture("mlp")(settings.model, tokens.vocabulary)
     core.initialize(torch.Generator().manual_seed(3))
     (tmp_path / "model").mkdir()
-    save_model(core, settings, tokens, tmp_path / "model", card="")
+    save_model(core, settings, tokens, tmp_path / "model", heldout_above=0.9, card="")
     predictor = load(tmp_path / "model", tmp_path)
     assert (predictor.kind, predictor.context) == ("causal", None)
     assert predictor.model.dtype == torch.float32

@@ -162,7 +162,7 @@ def test_padding_on_the_left_changes_nothing(tokens):
 def test_a_saved_model_loads_after_import_smallm_with_the_same_logits(tokens, tmp_path):
     settings = Settings().replace(window=5, embedding=6, hidden=7, activation="tanh")
     core = random_core(settings.model, tokens.vocabulary)
-    save_model(core, settings, tokens, tmp_path, card="# A model\n")
+    save_model(core, settings, tokens, tmp_path, heldout_above=0.9, card="# A model\n")
     ids = first_document(tokens)[:, :20]
     with torch.no_grad():
         expected = wrap(core, settings.model, tokens.tokenizer)(ids).logits
@@ -197,7 +197,7 @@ def test_loading_in_half_precision_leaves_the_spelling_as_it_is(word_tokens, tmp
 
     settings = Settings().replace(window=5, embedding=6, hidden=7)
     core = random_core(settings.model, word_tokens.vocabulary)
-    save_model(core, settings, word_tokens, tmp_path, card="")
+    save_model(core, settings, word_tokens, tmp_path, heldout_above=0.9, card="")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     found, kept = model.spelling.model.arrays(), word_tokens.tokenizer.spelling.arrays()
     assert all(np.array_equal(found[name], kept[name]) for name in kept)
@@ -209,7 +209,7 @@ def test_a_normalized_model_is_the_same_to_the_bit_when_loaded_again(tokens, tmp
         window=5, embedding=6, hidden=7, normalized_output=True, tied=tied
     )
     core = random_core(settings.model, tokens.vocabulary)
-    save_model(core, settings, tokens, tmp_path, card="")
+    save_model(core, settings, tokens, tmp_path, heldout_above=0.9, card="")
     again, shape, _ = load_core(tmp_path)
     assert shape == settings.model
     generator = torch.Generator().manual_seed(0)
@@ -221,7 +221,7 @@ def test_a_normalized_model_is_the_same_to_the_bit_when_loaded_again(tokens, tmp
 def test_a_model_that_was_saved_before_a_setting_existed_loads(bpe_tokens, tmp_path):
     settings = Settings().replace(window=5, embedding=6, hidden=7)
     core = random_core(settings.model, bpe_tokens.vocabulary)
-    save_model(core, settings, bpe_tokens, tmp_path, card="")
+    save_model(core, settings, bpe_tokens, tmp_path, heldout_above=0.9, card="")
     config = json.loads((tmp_path / "config.json").read_text())
     del config["shape"]["normalized_output"]
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -236,7 +236,7 @@ def test_a_fitted_temperature_is_saved_and_is_what_generate_samples_with(tokens,
 
     settings = Settings().replace(window=5, embedding=6, hidden=7)
     core = random_core(settings.model, tokens.vocabulary)
-    save_model(core, settings, tokens, tmp_path, card="", temperature=0.4)
+    save_model(core, settings, tokens, tmp_path, heldout_above=0.9, card="", temperature=0.4)
     assert saved_temperature(tmp_path) == 0.4
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.generation_config.temperature == 0.4
