@@ -256,8 +256,7 @@ def test_a_fitted_temperature_is_saved_and_is_what_generate_samples_with(tokens,
 
 def test_a_model_without_a_fitted_temperature_says_so(bpe_tokens, tmp_path):
     settings = Settings().replace(window=5, embedding=6, hidden=7)
-    save_model(
-        random_core(settings.model, bpe_tokens.vocabulary), settings, bpe_tokens, tmp_path, card=""
-    )
+    core = random_core(settings.model, bpe_tokens.vocabulary)
+    save_model(core, settings, bpe_tokens, tmp_path, heldout_above=0.9, card="")
     with pytest.raises(SmallmError, match="holds no fitted temperature; give --temperature a num"):
         saved_temperature(tmp_path)
