@@ -7,6 +7,7 @@ the reason. `report` shows it, `mlflow_store` and `result.json` keep it.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -409,7 +410,7 @@ def sentences(record: Mapping[str, Any], nll: NDArray[np.float64], sizes: Any) -
         found = significance.compare(nll[:, :documents], other, sizes[:documents], seed=SEED)
         said = significance.sentence(found, "the champion", row["name"])
         read = f" {row['name']} has read {row['has_read']}." if row["has_read"] else ""
-        yield f"{said[0].upper()}{said[1:]}{read}"
+        yield re.sub("^the champion", "The champion", said) + read  # a model keeps its spelling
 
 
 def own_tokens(

@@ -96,7 +96,7 @@ def _with_rows(
     """A table with a row for each model; one without the figures says why in short."""
     table = plain_table(title, ["model"], figures)
     for row in rows:
-        missing = ["failed" if row.get("failed") else "not here" if "reason" in row else NONE]
+        missing = ["failed" if row.get("failed") else "absent" if "reason" in row else NONE]
         missing += [""] * (len(figures) - 1)
         table.add_row(
             *texts([name_shown(row["name"]), *(cells(row) if row.get(needs) else missing)])
@@ -113,7 +113,7 @@ def _notes(rows: Sequence[Record]) -> RenderableType:
         if said := note(row):
             table.add_row(*texts([f" {name_shown(row['name'])}", said]))
     if any("reason" in row for row in rows):
-        table.add_row("", "`smallm baselines` says what to do about models that are not here.")
+        table.add_row("", "`smallm baselines` says what to do about absent models.")
     table.add_row("")
     return table
 
@@ -136,8 +136,8 @@ def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableTy
     )
     yield _notes(rows)
     yield (
-        " size: parameters; sees: tokens of context; per word: perplexity; top 1/3/10: percent of\n"
-        " words that are among the most probable (≥: the search left some undecided)\n"
+        " size: parameters; sees: tokens of context; per word: perplexity;\n"
+        " top 1/3/10: percent of words that are among the most probable (≥: some left open)\n"
     )
 
 

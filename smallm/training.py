@@ -32,8 +32,7 @@ from smallm.tape import Slice, TokenTape
 
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16
-TRIAL_STEPS = 3  # of a measured run that helps to choose stacked or sequential
-TRIAL_ROUNDS = 3  # of one such run each: the shortest is the least disturbed
+TRIAL_STEPS = 3  # measured to choose stacked or sequential: the shortest is the least disturbed
 SMALLEST_BF16_VOCABULARY = 500  # below it bf16 gains nothing
 
 
@@ -265,8 +264,8 @@ class Training:
         for groups in ways.values():
             self._seconds_of_steps(groups, 0, 1)  # warms up
         rounds = [
-            {way: self._seconds_of_steps(ways[way], 1, 1 + TRIAL_STEPS) for way in ways}
-            for _ in range(TRIAL_ROUNDS)
+            {way: self._seconds_of_steps(ways[way], step, step + 1) for way in ways}
+            for step in range(1, 1 + TRIAL_STEPS)
         ]
         return {way: min(each[way] for each in rounds) for way in ways}
 
