@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
     title, unit = SIZES[what]
     figure, (axes,) = panels(3.4)
     axes.set(title=title, xlabel=unit, ylabel="bits per byte", xscale="log")
+    places = [row[what] for row in rows]
+    middle = math.sqrt(min(places) * max(places))
     for row in rows:
         bits = row["bits_per_byte"]
         ends = None
@@ -80,16 +83,18 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
             ends = [[bits["value"] - bits["low"]], [bits["high"] - bits["value"]]]
         color = colors[row["name"]]
         axes.errorbar(row[what], bits["value"], yerr=ends, color=color, marker="o", ms=7, capsize=3)
+        inwards = 1 if row[what] <= middle else -1  # a name stays inside the picture
         axes.annotate(
             name_shown(row["name"]),
             (row[what], bits["value"]),
-            xytext=(8, 6),
+            xytext=(8 * inwards, 6),
             textcoords="offset points",
+            ha="left" if inwards == 1 else "right",
             color=INK,
         )
     _reference_line(axes, record)
     axes.margins(y=0.2)
-    _plain_axis(axes, [row[what] for row in rows])
+    _plain_axis(axes, places)
     caption = (
         f"On the same {record['bytes']:,} bytes; lines are 95 % intervals over documents. Lower is "
         "better, further left is "

@@ -71,29 +71,33 @@ def _row(row: Record, cells: Sequence[object], width: int) -> list[object]:
 
 def _comparable(rows: Sequence[Record]) -> Html:
     header = [
-        *("model", "parameters", "sees, tokens", "bits per byte", "95 % interval"),
-        *("word perplexity", "byte perplexity", "next word among first 1 / 3 / 10 (%)"),
+        *("model", "parameters", "sees, tokens", "bits per byte (95 %)"),
+        *("word perplexity", "byte perplexity", "next word among first 1, 3, 10 (%)"),
         *("ms per kB", "ms per token", "note"),
     ]
-    return table(header, [_row(row, _comparable_cells(row), len(header) - 2) for row in rows])
+    return table(
+        header, [_row(row, _comparable_cells(row), len(header) - 2) for row in rows], "models"
+    )
 
 
 def _comparable_cells(row: Record) -> list[object]:
     if not row.get("bits_per_byte"):
         return []
-    bits, byte = row["bits_per_byte"], row["byte_perplexity"]
+    bits = row["bits_per_byte"]
+    word, byte = (_below(row[f"{unit}_perplexity"]) for unit in ("word", "byte"))
     return [
         *(parameters_shown(row), row["context"]),
-        *(tag("strong", f"{bits['value']:.3f}"), span(bits)),
-        *(_word_perplexity(row["word_perplexity"]), with_ends(byte), _next_word(row)),
+        join(tag("strong", f"{bits['value']:.3f}"), tag("div", span(bits))),
+        *(word, byte, _next_word(row)),
         f"{row['milliseconds_per_kilobyte']:.1f}",
         f"{row['milliseconds_per_token']:.2f}",
     ]
 
 
-def _word_perplexity(found: Record) -> str:
+def _below(found: Record) -> str:
+    """A perplexity, and its interval below it where it has one."""
     ends = [perplexity_shown(found[end]) for end in ("low", "high") if found[end] is not None]
-    return perplexity_shown(found["value"]) + (f" ({' to '.join(ends)})" if ends else "")
+    return "\n".join([perplexity_shown(found["value"]), *([" to ".join(ends)] if ends else [])])
 
 
 def _next_word(row: Record) -> str:
@@ -101,8 +105,8 @@ def _next_word(row: Record) -> str:
     if not found:
         return NONE
     shares = (with_ends(found[f"top_{k}"], factor=100, decimals=0) for k in (1, 3, 10))
-    undecided = f", {found['undecided']} undecided" if found["undecided"] else ""
-    return f"{' / '.join(shares)} of {found['positions']} words{undecided}"
+    undecided = [f"{found['undecided']} undecided"] if found["undecided"] else []
+    return "\n".join([*shares, f"of {found['positions']} words", *undecided])
 
 
 def _masked(rows: Sequence[Record]) -> Html:
@@ -114,7 +118,7 @@ def _masked(rows: Sequence[Record]) -> Html:
         "windows of 64 tokens."
     )
     body = [_row(row, _masked_cells(row), len(header) - 2) for row in rows]
-    return join(tag("h3", "Masked models"), tag("p", words), table(header, body))
+    return join(tag("h3", "Masked models"), tag("p", words), table(header, body, "models"))
 
 
 def _masked_cells(row: Record) -> list[object]:
@@ -135,7 +139,7 @@ def _calibration(rows: Sequence[Record]) -> Html:
         "choice with how often that is right."
     )
     body = [_row(row, _calibration_cells(row), len(header) - 2) for row in rows]
-    return join(tag("h3", "Calibration"), tag("p", words), table(header, body))
+    return join(tag("h3", "Calibration"), tag("p", words), table(header, body, "models"))
 
 
 def _calibration_cells(row: Record) -> list[object]:
@@ -164,7 +168,9 @@ def _generation(rows: Sequence[Record], ceiling: Record) -> Html:
     body = [_row(row, _quality_cells(row.get("quality")), len(header) - 2) for row in rows]
     body.append(["ceiling", *_quality_cells(ceiling), "text by the documents' own authors"])
     signature = tag("p", tag("small", ceiling["bleu_signature"]))
-    return join(tag("h3", "Continuations"), tag("p", words), table(header, body), signature)
+    return join(
+        tag("h3", "Continuations"), tag("p", words), table(header, body, "models"), signature
+    )
 
 
 def _quality_cells(found: Record | None) -> list[object]:
@@ -189,7 +195,7 @@ def _own_tokens(name: str, models: Mapping[str, Mapping[str, float]]) -> Html:
         "right among 1 / 3 / 10 (%)",
     ]
     title = tag("h3", f"In the tokens of {name_shown(name)}")
-    return join(title, tag("p", words), table(header, own_token_rows(name, models)))
+    return join(title, tag("p", words), table(header, own_token_rows(name, models), "models"))
 
 
 def _prompts(record: Record) -> Html:

@@ -64,6 +64,8 @@ def percent(share: float) -> str:
 
 def perplexity_shown(value: float) -> str:
     """A perplexity in few characters."""
+    if value < 10:
+        return f"{value:.3f}"
     return f"{value:,.1f}" if value < 1e5 else f"{value:.1e}"
 
 

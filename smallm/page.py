@@ -15,7 +15,7 @@ CSS = """
 * { box-sizing: border-box }
 body { margin: 0; color: var(--ink); background: #fff;
   font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif }
-main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 4rem }
+main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .8rem; padding-top: .6rem;
   border-top: 2px solid var(--line) }
@@ -39,8 +39,8 @@ th, td { padding: .3rem .6rem; text-align: left; vertical-align: top;
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line) }
 tbody th { font-weight: 500; position: sticky; left: 0; background: #fff }
 th small { display: block; font-weight: 400 }
-.trials td { white-space: nowrap }
-.trials td:last-child { white-space: normal; min-width: 12rem }
+.trials td, .models tbody th, .models td { white-space: pre }
+.trials td:last-child, .models td:last-child { white-space: normal; min-width: 11rem }
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .3rem 1.2rem }
 dt { font-weight: 600 }
 dd { margin: 0 }

@@ -71,7 +71,7 @@ def stop_reason(
     if diverged:
         return "FAILED", f"diverged at {tokens} tokens"
     if tokens < budget:
-        return "KILLED", f"stopped early at {tokens} of {budget} tokens"
+        return "KILLED", f"stopped early at {tokens:,} of {budget:,} tokens"
     return "FINISHED", "full budget"
 
 

@@ -131,7 +131,7 @@ def assert_search_recorded_once(uri: str, experiment: str = EXPERIMENT) -> None:
         assert trial.data.tags["mlflow.parentRunId"] == runs["search"].info.run_id
         assert (trial.info.status, trial.data.tags["smallm.stop_reason"]) == (
             "KILLED",
-            "stopped early at 500 of 1000 tokens",
+            "stopped early at 500 of 1,000 tokens",
         )
         for seed in SEEDS:
             assert series(client, trial, f"bits_per_byte/seed_{seed}") == [
