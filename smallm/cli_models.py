@@ -127,18 +127,18 @@ def chosen_models(
         raise SmallmError("--models is empty: name models, separated by commas")
     smallms = {}
     for name in names:
-        folder = newest_champion(home) if name == "champion" else Path(name).expanduser()
+        folder = newest_champion(home) if name == "champion" else Path(name)
         if folder is None and must:
             raise SmallmError(f"{home}: has no champion yet: run `make search`")
         if folder and _is_smallm(folder):
-            smallms[name] = folder
+            smallms[name] = folder.expanduser()
     return Chosen(list(dict.fromkeys(names)), smallms, home, **machine)
 
 
 def _is_smallm(folder: Path) -> bool:
     try:
-        return (folder / "settings.yaml").exists()
-    except OSError:  # a name that no folder can have
+        return (folder.expanduser() / "settings.yaml").exists()
+    except (OSError, RuntimeError):  # a name that no folder can have, or "~nobody"
         return False
 
 
@@ -215,13 +215,13 @@ def generate(
         raise SmallmError(f"{model}: {predictor.reason}; {predictor.remedy}".rstrip("; "))
     texts = []
     for seed in range(decoding.seed, decoding.seed + count):
-        pieces = []
-        if not as_json:
-            click.echo(prompt, nl=False)
+        pieces: list[str] = []
         for piece in predictor.stream(prompt, replace(decoding, seed=seed)):
-            pieces.append(piece)
             if not as_json:
-                click.echo(piece, nl=False)
+                click.echo(piece if pieces else prompt + piece, nl=False)
+            pieces.append(piece)
+        if not as_json and not pieces:
+            click.echo(prompt, nl=False)
         if not as_json:
             click.echo()
         texts.append({"seed": seed, "continuation": "".join(pieces)})
@@ -272,7 +272,7 @@ def evaluate(
     tape = corpus_tape(corpus | given)
     if slice_name is None:
         slice_name = "final" if set(origins) <= {comparison.CHAMPION} else "selection"
-    _warn(tape, origins)
+    _warn(tape, origins, slice_name)
     part, fitting = _parts(tape, slice_name, origins)
     text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)
     with EvaluationRun(chosen.home, tell=_tell) as run:
@@ -355,10 +355,12 @@ def _parts(tape: Tape, name: str, origins: Mapping[str, Origin]) -> tuple[Slice,
     return (final, selection) if name == "final" else (selection, None)
 
 
-def _warn(tape: Tape, origins: Mapping[str, Origin]) -> None:
+def _warn(tape: Tape, origins: Mapping[str, Origin], slice_name: str) -> None:
     """Says which SmaLLMs may have read what they are scored on."""
     for name, origin in origins.items():
-        if origin.corpus != tape.manifest["digest"]:
+        if slice_name == WHOLE and origin.corpus == tape.manifest["digest"]:
+            _tell(f"note: {name} was trained on most of what it is scored on: --slice all")
+        elif origin.corpus != tape.manifest["digest"]:
             _tell(
                 f"note: {name} was trained on another corpus or another version of this one; "
                 "where they overlap it may have read the text it is scored on"

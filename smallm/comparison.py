@@ -38,6 +38,7 @@ from smallm.scoring import Scores, score
 from smallm.settings import Settings
 from smallm.significance import Interval, ratio_interval
 from smallm.tape import Slice, Tape, TokenTape
+from smallm.tokens import WORD
 
 SEED = 0
 PSEUDO = "pseudo_log_likelihood_per_word"
@@ -233,6 +234,7 @@ def _measured(model: Predictor | Absent, text: HeldOut) -> Record:
 def _causal(model: Causal, text: HeldOut) -> Record:
     fitted = fit_temperature(model.logits(text.fitting)) if text.fitting else None
     timed = list(_first_bytes(text.texts, TIMED_BYTES))
+    model.score(timed[:1])  # warms up
     start = time.perf_counter()
     tokens = int(model.score(timed)[0].tokens.sum())
     milliseconds = 1000 * (time.perf_counter() - start)
@@ -341,7 +343,7 @@ def _written(model: Causal, prompt: str, decoding: Decoding) -> str:
     text = ""
     for piece in model.stream(prompt, decoding):
         text += piece
-        if len(text.split()) > CONTINUATION_WORDS:  # the last of the wanted words is whole
+        if len(WORD.findall(text)) > CONTINUATION_WORDS:  # the last of the wanted words is whole
             break
     return first_words(text, CONTINUATION_WORDS)
 
@@ -370,7 +372,7 @@ def _answer(
         try:
             answer |= part()
         except (SmallmError, RuntimeError) as error:
-            answer["error"] = in_one_line(error)
+            answer["error"] = answer["error"] or in_one_line(error)
     return answer
 
 
@@ -431,7 +433,9 @@ def metrics(row: Mapping[str, Any]) -> dict[str, float]:
             ends = {"": "value", "/low": "low", "/high": "high"}
             found = {f"{name}{end}": row[name][key] for end, key in ends.items()}
             flat |= {key: value for key, value in found.items() if value is not None}
-    flat["milliseconds_per_token"] = row["milliseconds_per_token"]
+    for name in ("milliseconds_per_token", "milliseconds_per_kilobyte"):
+        if name in row:
+            flat[name] = row[name]
     for name, found in (row.get("next_word") or {}).items():
         flat[f"next_word/{name}"] = found["value"] if isinstance(found, dict) else found
     if calibration := row.get("calibration"):

@@ -36,7 +36,7 @@ def draw_comparison(record: Record) -> list[Plot]:
     with style():
         if scored:
             drawn.append(_against(record, scored, colors, "parameters"))
-            drawn.append(_against(record, scored, colors, "milliseconds_per_token"))
+            drawn.append(_against(record, scored, colors, "milliseconds_per_kilobyte"))
         calibrated = [row for row in scored if row.get("calibration")]
         drawn += [_reliability(row, colors[row["name"]]) for row in calibrated]
     return drawn
@@ -66,7 +66,7 @@ def model_colors(record: Record) -> dict[str, str]:
 
 SIZES = {
     "parameters": ("Score against size", "parameters (logarithmic)"),
-    "milliseconds_per_token": ("Score against time", "milliseconds per token (logarithmic)"),
+    "milliseconds_per_kilobyte": ("Score against time", "milliseconds per kB (logarithmic)"),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from smallm.comparison_plots import draw_comparison, draw_next_words
 from smallm.comparison_tables import (
+    NO_TEMPERATURE,
     continuation_shown,
     note,
     own_token_rows,
@@ -54,10 +55,10 @@ def _scores(record: Record) -> Html:
     ]
     if masked:
         parts.append(_masked(masked))
-    if not any(row.get("calibration") for row in causal):
-        parts.append(tag("p", "No temperature is fitted: that takes the final slice."))
-    else:
+    if any("calibration" in row for row in causal):
         parts += [_calibration(causal), figures(plots, "calibration")]
+    elif record["slice"] != "final":
+        parts.append(tag("p", NO_TEMPERATURE))
     if record.get("ceiling"):
         parts.append(_generation(causal, record["ceiling"]))
     parts += [_own_tokens(name, found) for name, found in (record.get("own_tokens") or {}).items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Record = Mapping[str, Any]
+TITLE = 300  # characters of a prompt
+NO_TEMPERATURE = "No temperature is fitted: that takes the final slice."
 
 
 def evaluation_tables(record: Record) -> RenderableType:
@@ -27,8 +30,8 @@ def evaluation_tables(record: Record) -> RenderableType:
         parts += _masked(masked)
     if any("calibration" in row for row in causal):
         parts += _calibration(causal)
-    else:
-        parts.append(" No temperature is fitted: that takes the final slice.\n")
+    elif record["slice"] != "final":
+        parts.append(f" {NO_TEMPERATURE}\n")
     if record.get("ceiling"):
         parts += _generation(causal, record["ceiling"])
     parts += [_own(name, table) for name, table in (record.get("own_tokens") or {}).items()]
@@ -40,7 +43,9 @@ def prompt_tables(record: Record) -> RenderableType:
     from rich.console import Group
 
     return Group(
-        *(_prompt(prompt, place, record) for place, prompt in enumerate(record["prompts"]))
+        *(_prompt(prompt, place, record) for place, prompt in enumerate(record["prompts"])),
+        " Below a model: seconds for its next words, then for its text. Next words are at\n"
+        " temperature 1; a range where the search left some of the probability open.\n",
     )
 
 
@@ -137,6 +142,8 @@ def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableTy
         needs="bits_per_byte",
     )
     yield _notes(rows)
+    if record["documents"] == 1:
+        yield " A single document has no interval.\n"
     yield (
         " size: parameters; sees: tokens of context; per word: perplexity;\n"
         " top 1/3/10: percent of words that are among the most probable (≥: some left open)\n"
@@ -228,7 +235,7 @@ def own_token_rows(name: str, models: Mapping[str, Mapping[str, float]]) -> Iter
 
 
 def _prompt(prompt: str, place: int, record: Record) -> Table:
-    table = plain_table(prompt, ["model"], [])
+    table = plain_table(textwrap.shorten(prompt, TITLE, placeholder=" …"), ["model"], [])
     table.add_column("next words, %", no_wrap=True)
     table.add_column("continuation", ratio=1)
     table.expand = True
@@ -256,7 +263,10 @@ def continuation_shown(row: Record, answer: Record) -> str:
     """A continuation, or why there is none."""
     if row["kind"] == "masked":
         return answer["error"] or "a masked model: only words of a single piece"
-    return answer["error"] or answer.get("continuation") or "(the text ends here)"
+    written = answer.get("continuation")
+    if written is None or answer["error"] is None:
+        return answer["error"] or written or "(the text ends here)"
+    return f"{written or '(the text ends here)'}\n[next words: {answer['error']}]"
 
 
 def words_shown(found: Record) -> Iterator[str]:

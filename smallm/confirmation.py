@@ -156,7 +156,7 @@ def ranked(confirmed: Sequence[Confirmed]) -> list[Confirmed]:
 def failure_sentences(confirmed: Sequence[Confirmed]) -> list[str]:
     """What became of the finalists that failed with a fresh seed."""
     return [
-        f"{each.finalist.name} is out, though it was among the best: {each.failure}."
+        f"A fresh seed put {each.finalist.name} out of the contest: {each.failure}."
         for each in confirmed
         if each.failure
     ]

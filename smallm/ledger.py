@@ -20,7 +20,7 @@ from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
 from smallm.comparison_tables import evaluation_tables, prompt_tables
 from smallm.confirmation import Confirmed, Finalist
-from smallm.errors import SmallmError
+from smallm.errors import SmallmError, in_one_line
 from smallm.evaluation_run import keep_temperatures, track_models
 from smallm.files import read_json, whole_folder, write_json
 from smallm.progress import SearchDisplay
@@ -108,7 +108,7 @@ class Ledger:
         device = torch.device("cuda" if gpus else "cpu")
         names = list(self.space.search)
         return {
-            "schema": results.SCHEMA,
+            "schema": report.SCHEMA,
             "name": self.folder.name,
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "smallm": {"version": smallm.__version__, "digest": code_digest()},
@@ -182,18 +182,18 @@ class Ledger:
         _, final = self.tape.heldout(self.space.heldout_ratios())
         try:
             found = self._compared(confirmation.ranked(confirmed)[0], final)
+            beside = found.pop("sentences")
+            keep_temperatures(found, self.home)
         except KeyboardInterrupt:
             self.say("the comparison was interrupted: `smallm evaluate` makes it again")
             return
-        except SmallmError as error:
-            self.say(f"no comparison: {error}")
+        except (SmallmError, OSError) as error:
+            self.say(f"no comparison: {in_one_line(error)}")
             return
         record["comparison"] = found
-        beside = found.pop("sentences")
         record["conclusion"] += beside
         self.seconds["comparison"] = time.perf_counter() - start
         record["seconds"] = {**self.seconds, "total": time.perf_counter() - self.started}
-        keep_temperatures(found, self.home)
         track_models(self.tracker, found, parent="search")
         self._write(record)
         self.display.console.print(prompt_tables(found))
@@ -208,7 +208,7 @@ class Ledger:
         places = {name: Path(place) for name, place in self.baselines.items() if place}
         models = comparison.each_model(
             ["champion", *self.baselines],
-            folders={"champion": self.folder / "champion", **places},
+            folders={**places, "champion": self.folder / "champion"},
             home=self.home,
             threads=usable_cpus(),
             device="cuda" if torch.cuda.is_available() else "cpu",  # of the driver, not a worker
@@ -262,7 +262,7 @@ class Ledger:
                 0, f"The search was interrupted: go on with --resume {self.folder.name}."
             )
         elif record["champion"] is None:
-            record["conclusion"].insert(0, _no_champion(record["trials"]))
+            record["conclusion"].insert(0, _no_champion(record["trials"], confirmed))
         self._write(record)
         self._print(record)
 
@@ -303,8 +303,10 @@ class Ledger:
             )
 
 
-def _no_champion(trials: Sequence[Mapping[str, Any]]) -> str:
-    """Why there is no champion: no trial came through."""
+def _no_champion(trials: Sequence[Mapping[str, Any]], confirmed: Sequence[Confirmed]) -> str:
+    """Why there is no champion: no trial came through, or no finalist did."""
+    if confirmed:
+        return "Every finalist failed with a fresh seed: there is no champion"
     failures = [trial["reason"] for trial in trials if trial["status"] == "failed"]
     first = f"; {len(failures)} failed, the first with: {failures[0]}" if failures else ""
     return f"No config reached the full budget: there is no champion{first}"

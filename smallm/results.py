@@ -14,7 +14,6 @@ from smallm.training import PENALTY, Progress
 
 METRIC = "bits_per_byte"
 MILESTONE = "milestone"
-SCHEMA = 1
 
 
 def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]:

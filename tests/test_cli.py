@@ -363,7 +363,7 @@ def test_ctrl_c_ends_with_130_and_resume_gives_the_numbers_of_an_uninterrupted_r
 
 
 RESULT = {
-    "schema": 1,
+    "schema": 2,
     "name": "mine",
     "searched": ["activation"],
     "full_budget": 1000,
@@ -425,6 +425,7 @@ BAD_VALUES = [
     (["train", "--resume", "nowhere"], ["nowhere", "no checkpoint"]),
     (["train", "--device", "cudo"], ["device 'cudo'", "cpu"]),
     (["generate", "gpt2", "--prompt", ""], ["prompt is empty"]),
+    (["generate", "~nobody-of-this-name/x", "--prompt", "x"], ["cannot be a model"]),
     (["evaluate", "--models", "n" * 300], [f"{'n' * 60}…: cannot be a model"]),
     (["evaluate", "--models", " , "], ["--models is empty"]),
     (["evaluate", "--models", "gtp2"], ["'gtp2'", "did you mean", "gpt2"]),

@@ -15,7 +15,7 @@ from smallm import comparison, significance
 from smallm.comparison import each_model, evaluate, held_out
 from smallm.comparison_plots import draw_comparison, draw_next_words
 from smallm.comparison_section import comparison_sections
-from smallm.comparison_tables import evaluation_tables, prompt_tables
+from smallm.comparison_tables import continuation_shown, evaluation_tables, prompt_tables
 from smallm.errors import SmallmError
 from smallm.evaluation_run import EvaluationRun, keep_temperatures, kept_temperature
 from smallm.predictors import Decoding
@@ -165,6 +165,13 @@ def test_a_prompt_that_one_model_cannot_take_leaves_the_others_results(folders, 
     assert unlimited["prompts"][0]["continuation"]
 
 
+def test_a_continuation_is_shown_beside_what_was_wrong_with_the_next_words():
+    answer = {"error": "too long", "continuation": "and so on"}
+    shown = continuation_shown({"kind": "causal"}, answer)
+    assert "and so on" in shown
+    assert "too long" in shown
+
+
 def test_an_unknown_name_ends_before_any_model_is_loaded(folders, tmp_path):
     models = each_model(
         ["champion", "gtp2"],
@@ -236,7 +243,7 @@ def test_the_sections_hold_tables_plots_and_the_warning(record):
     plots = draw_comparison(record)
     assert [plot.name for plot in plots[:2]] == [
         "against_parameters",
-        "against_milliseconds_per_token",
+        "against_milliseconds_per_kilobyte",
     ]
     assert len([plot for plot in plots if plot.section == "calibration"]) == 2
     assert len(draw_next_words(record, 0)) == 3

@@ -147,7 +147,7 @@ def realistic_result(seed=7):
     full = [each for each in trials if each["status"] == "completed"]
     best, second, third = sorted(full, key=lambda each: each["bits_per_byte"]["mean"])[:3]
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "docs-quick-20261124-0912",
         "created": "2026-11-24T09:12:04+00:00",
         "smallm": {"version": "0.1.0", "digest": "3f2a77c0"},
@@ -523,8 +523,8 @@ def test_a_default_config_that_was_no_trial_has_a_row_of_its_own(result):
     [
         ("{", "cannot be read as JSON"),
         ("[]", "is not the result of a search"),
-        ('{"schema": 1}', "is not the result of a search"),
-        ('{"schema": 2, "trials": []}', "has schema 2; this smallm reads 1"),
+        ('{"schema": 2}', "is not the result of a search"),
+        ('{"schema": 1, "trials": []}', "has schema 1; this smallm reads 2"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path, content, words):

@@ -79,7 +79,10 @@ class Causal:
         first = tokenizer.eos_token_id if first is None else first
         if first is None:
             raise SmallmError(f"{name}: its tokenizer has no token that begins or ends a text")
-        ids, rows = max(tokenizer.get_vocab().values()) + 1, model.config.vocab_size
+        ids, rows = (
+            max(tokenizer.get_vocab().values()) + 1,
+            model.config.get_text_config().vocab_size,
+        )
         if ids > rows:
             raise SmallmError(f"{name}: its tokenizer has {ids} ids, its model {rows}")
         self.opening: list[int] = [first]
@@ -91,7 +94,7 @@ class Causal:
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes that each id stands for; nothing for special tokens."""
-        return token_bytes(self.tokenizer, self.model.config.vocab_size)
+        return token_bytes(self.tokenizer, self.model.config.get_text_config().vocab_size)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -155,7 +158,7 @@ class Causal:
         gold = batch.gold.to(self.device)
         hidden = self._hidden(batch.inputs.to(self.device))[batch.predicted.to(self.device)]
         head = self._head or (lambda logits: logits)
-        size = self.model.config.vocab_size
+        size = self.model.config.get_text_config().vocab_size
         many, few = max(1, HEAD_LOGITS // size), max(1, BATCH_LOGITS // size)
         for first in range(0, len(gold), many):
             logits = head(hidden[first : first + many])
@@ -327,7 +330,7 @@ def _padded(rows: Sequence[tuple[int, Window]]) -> Inputs:
 
 def _context(config: Any, tokenizer: Any) -> int:
     """The longest input of a model, found as lm-evaluation-harness finds it."""
-    text = getattr(config, "text_config", None) or config
+    text = config.get_text_config()
     for name in CONTEXT_NAMES:
         if getattr(text, name, None) is not None:
             return int(getattr(text, name))

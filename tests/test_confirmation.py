@@ -1,0 +1,38 @@
+"""What a failed fresh seed does to the contest; the whole confirmation runs in test_search."""
+
+import numpy as np
+
+from smallm.confirmation import Confirmed, Finalist, Replicate, failure_sentences, ranked
+from smallm.ledger import _no_champion
+from smallm.scoring import Scores
+from smallm.settings import Settings
+
+
+def scores(bits):
+    one = np.ones(2, dtype=np.int64)
+    return Scores(nll=np.full(2, bits * np.log(2)), tokens=one, words=one, bytes=one)
+
+
+def confirmed(name, bits, *, failure=None):
+    replicates = tuple(
+        Replicate(seed, 1.0, failure if seed == 2 else None, scores(bits), scores(bits), b"")
+        for seed in (1, 2)
+    )
+    return Confirmed(Finalist(name, name, Settings(), is_default=False), replicates)
+
+
+def test_a_finalist_that_fails_with_a_fresh_seed_is_not_ranked_and_is_named():
+    best = confirmed("trial 1", 1.0, failure="the loss is not finite")
+    others = [confirmed("trial 2", 1.5), confirmed("trial 3", 1.2)]
+    assert [each.finalist.name for each in ranked([best, *others])] == ["trial 3", "trial 2"]
+    (said,) = failure_sentences([best, *others])
+    assert "trial 1" in said
+    assert "the loss is not finite" in said
+
+
+def test_where_every_finalist_fails_the_result_says_so():
+    failed = [confirmed("trial 1", 1.0, failure="the loss is not finite")]
+    assert ranked(failed) == []
+    trials = [{"status": "completed", "reason": ""}]
+    assert _no_champion(trials, failed).startswith("Every finalist failed with a fresh seed")
+    assert "full budget" in _no_champion(trials, [])
