@@ -212,7 +212,7 @@ def generate(
     decoding = chosen.decoding(model, sampling)
     (predictor,) = chosen.each()
     if isinstance(predictor, Absent):
-        raise SmallmError(f"{model}: {predictor.reason}; {predictor.remedy}".rstrip("; "))
+        raise SmallmError(_named(model, f"{predictor.reason}; {predictor.remedy}".rstrip("; ")))
     texts = []
     for seed in range(decoding.seed, decoding.seed + count):
         pieces: list[str] = []
@@ -387,9 +387,9 @@ def _own_tokens(
 
 def _require_all(models: Sequence[Mapping[str, Any]]) -> None:
     """Ends with one line when a model failed; the others' results are shown by then."""
-    failed = [f"{each['name']}: {each['reason']}" for each in models if each.get("failed")]
+    failed = [_named(each["name"], each["reason"]) for each in models if each.get("failed")]
     failed += [
-        f"{each['name']}: {answer['error']}"
+        _named(each["name"], answer["error"])
         for each in models
         for answer in each.get("prompts", ())
         if answer["error"]
@@ -397,6 +397,11 @@ def _require_all(models: Sequence[Mapping[str, Any]]) -> None:
     if failed:
         more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
         raise SmallmError(f"{failed[0]}{more}")
+
+
+def _named(name: str, reason: str) -> str:
+    """What is wrong with a model, after its name, once."""
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 def _tell(line: str) -> None:

@@ -75,6 +75,7 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
     figure, (axes,) = panels(3.4)
     axes.set(title=title, xlabel=unit, ylabel="bits per byte", xscale="log")
     places = [row[what] for row in rows]
+    _plain_axis(axes, places)
     middle = math.sqrt(min(places) * max(places))
     for row in rows:
         bits = row["bits_per_byte"]
@@ -94,7 +95,6 @@ def _against(record: Record, rows: Sequence[Record], colors: Mapping[str, str], 
         )
     _reference_line(axes, record)
     axes.margins(y=0.2)
-    _plain_axis(axes, places)
     caption = (
         f"On the same {record['bytes']:,} bytes; lines are 95 % intervals over documents. Lower is "
         "better, further left is "

@@ -119,7 +119,7 @@ def _notes(rows: Sequence[Record]) -> RenderableType:
     for row in rows:
         if said := note(row):
             table.add_row(*texts([f" {name_shown(row['name'])}", said]))
-    if any("reason" in row for row in rows):
+    if any("reason" in row and not row["failed"] for row in rows):
         table.add_row("", "`smallm baselines` says what to do about absent models.")
     table.add_row("")
     return table

@@ -165,6 +165,13 @@ def test_a_prompt_that_one_model_cannot_take_leaves_the_others_results(folders, 
     assert unlimited["prompts"][0]["continuation"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_single_model_has_an_axis_of_its_own(record):
+    alone = {**record, "models": [row(record, "champion")]}
+    names = [plot.name for plot in draw_comparison(alone)]
+    assert names[:2] == ["against_parameters", "against_milliseconds_per_kilobyte"]
+
+
 def test_a_continuation_is_shown_beside_what_was_wrong_with_the_next_words():
     answer = {"error": "too long", "continuation": "and so on"}
     shown = continuation_shown({"kind": "causal"}, answer)
