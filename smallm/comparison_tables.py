@@ -146,7 +146,7 @@ def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableTy
         yield " A single document has no interval.\n"
     yield (
         " size: parameters; sees: tokens of context; per word: perplexity;\n"
-        " top 1/3/10: percent of words that are among the most probable (≥: some left open)\n"
+        " top 1/3/10: percent of words among the most probable (≥: some left open)\n"
     )
 
 
