@@ -220,10 +220,8 @@ def generate(
             if not as_json:
                 click.echo(piece if pieces else prompt + piece, nl=False)
             pieces.append(piece)
-        if not as_json and not pieces:
-            click.echo(prompt, nl=False)
         if not as_json:
-            click.echo()
+            click.echo("" if pieces else prompt)
         texts.append({"seed": seed, "continuation": "".join(pieces)})
     if as_json:
         print_json({"prompt": prompt, "texts": texts})

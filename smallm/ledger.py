@@ -28,7 +28,7 @@ from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.references import reference_scores
 from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
-from smallm.tape import Slice, Tape, TokenTape, build_tape, tokenize_tape
+from smallm.tape import Tape, TokenTape, build_tape, tokenize_tape
 from smallm.tracking import CHAMPION_URI, Tracker
 from smallm.training import uses_bf16
 
@@ -179,9 +179,8 @@ class Ledger:
         What goes wrong here is told and leaves the result of the search as it is.
         """
         start = time.perf_counter()
-        _, final = self.tape.heldout(self.space.heldout_ratios())
         try:
-            found = self._compared(confirmation.ranked(confirmed)[0], final)
+            found = self._compared(confirmation.ranked(confirmed)[0])
             beside = found.pop("sentences")
             keep_temperatures(found, self.home)
         except KeyboardInterrupt:
@@ -201,8 +200,8 @@ class Ledger:
         for line in beside:
             self.display.console.print(f"- {line}", markup=False)
 
-    def _compared(self, champion: Confirmed, final: Slice) -> dict[str, Any]:
-        selection, _ = self.tape.heldout(self.space.heldout_ratios())
+    def _compared(self, champion: Confirmed) -> dict[str, Any]:
+        selection, final = self.tape.heldout(self.space.heldout_ratios())
         text = comparison.held_out(self.tape, final, most_bytes=SCORED_BYTES, fitting=selection)
         self.say(f"comparing on the same {text.bytes:,} bytes of the final slice")
         places = {name: Path(place) for name, place in self.baselines.items() if place}

@@ -79,12 +79,10 @@ class Causal:
         first = tokenizer.eos_token_id if first is None else first
         if first is None:
             raise SmallmError(f"{name}: its tokenizer has no token that begins or ends a text")
-        ids, rows = (
-            max(tokenizer.get_vocab().values()) + 1,
-            model.config.get_text_config().vocab_size,
-        )
-        if ids > rows:
-            raise SmallmError(f"{name}: its tokenizer has {ids} ids, its model {rows}")
+        self._rows: int = model.config.get_text_config().vocab_size
+        ids = max(tokenizer.get_vocab().values()) + 1
+        if ids > self._rows:
+            raise SmallmError(f"{name}: its tokenizer has {ids} ids, its model {self._rows}")
         self.opening: list[int] = [first]
 
     @property
@@ -94,7 +92,7 @@ class Causal:
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes that each id stands for; nothing for special tokens."""
-        return token_bytes(self.tokenizer, self.model.config.get_text_config().vocab_size)
+        return token_bytes(self.tokenizer, self._rows)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -158,8 +156,7 @@ class Causal:
         gold = batch.gold.to(self.device)
         hidden = self._hidden(batch.inputs.to(self.device))[batch.predicted.to(self.device)]
         head = self._head or (lambda logits: logits)
-        size = self.model.config.get_text_config().vocab_size
-        many, few = max(1, HEAD_LOGITS // size), max(1, BATCH_LOGITS // size)
+        many, few = max(1, HEAD_LOGITS // self._rows), max(1, BATCH_LOGITS // self._rows)
         for first in range(0, len(gold), many):
             logits = head(hidden[first : first + many])
             for start in range(0, len(logits), few):
