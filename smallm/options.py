@@ -26,20 +26,19 @@ Command = Callable[..., Any]
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-class Numbers(click.ParamType[tuple[Any, ...]]):
-    """Several numbers separated by commas, such as 42,43,44."""
-
-    name = "numbers"
+class Several(click.ParamType[tuple[Any, ...]]):
+    """Several values separated by commas, such as 42,43,44 or cs.LG,stat.ML."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
+        self.name = "names" if kind is str else "numbers"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        """The numbers as a tuple."""
+        """The values as a tuple."""
         if not isinstance(value, str):
             return tuple(value)
         try:
-            return tuple(self.kind(part) for part in value.split(","))
+            return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 42,43,44", param, ctx)
 
@@ -105,7 +104,7 @@ def _option(name: str, info: FieldInfo) -> Callable[[Any], Any]:
     if typing.get_origin(kind) is typing.Literal:
         options["type"] = click.Choice([str(each) for each in typing.get_args(kind)])
     elif typing.get_origin(kind) is tuple:
-        options["type"] = Numbers(typing.get_args(kind)[0])
+        options["type"] = Several(typing.get_args(kind)[0])
     elif kind is Path:
         options["type"] = click.Path(path_type=Path, resolve_path=True)
     else:

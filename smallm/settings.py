@@ -41,15 +41,27 @@ class CorpusSettings(Group):
     source: str = "docs"
     """Where the text comes from; `smallm corpus list` shows the sources."""
     path: Path | None = None
-    """File or folder to read (source `folder`)."""
+    """File or folder to read: plain files, or the dump files of the named source."""
     text_field: str = "text"
     """Column or JSON field that holds the text (.jsonl, .csv, hub)."""
     dataset: str | None = None
-    """Dataset id on the Hugging Face hub, or a local dataset folder (source `hub`)."""
+    """Dataset id on the Hugging Face hub, or a local dataset folder; a source has its own."""
     dataset_config: str | None = None
     """Configuration of the hub dataset, when it has several."""
     dataset_split: str = "train"
     """Split of the hub dataset to read; SmaLLM makes its own training and held-out parts."""
+    categories: tuple[str, ...] = ()
+    """Keep these categories: cs.LG or cs.* (arxiv), World or 1 (news), neural* (ml-text)."""
+    titles: Path | None = None
+    """Keep the articles whose titles stand in this file, one a line (ml-text)."""
+    tags: tuple[str, ...] = ()
+    """Keep questions with at least one of these tags (stackoverflow)."""
+    subreddits: tuple[str, ...] = ()
+    """Keep comments of these subreddits (reddit)."""
+    minimum_score: int | None = None
+    """Keep posts and comments with at least this score (stackoverflow, reddit)."""
+    latex: Literal["keep", "normalize"] = "keep"
+    """Keep LaTeX as it is written, or turn it into plain Unicode text (arxiv)."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read at most this many documents."""
     order: Literal["hash", "stratified"] = "hash"

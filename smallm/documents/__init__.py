@@ -76,6 +76,11 @@ class Source(Protocol):
 
 SOURCES: dict[str, str] = {
     "docs": "smallm.documents.packages",
+    "ml-text": "smallm.documents.ml_text",
+    "stackoverflow": "smallm.documents.stackoverflow",
+    "arxiv": "smallm.documents.arxiv",
+    "reddit": "smallm.documents.reddit",
+    "news": "smallm.documents.news",
     "folder": "smallm.documents.files",
     "hub": "smallm.documents.hub",
 }

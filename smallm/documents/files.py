@@ -7,17 +7,16 @@ into documents at paragraph ends: otherwise one huge file could not have a held-
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from smallm.documents import Document, Dropped
+from smallm.documents import Document, Dropped, paths
 from smallm.documents.encodings import encoding_of
 from smallm.documents.markup import FRONT_MATTER, html_prose, markdown_prose, without_fences
+from smallm.documents.paths import files_below, name_of, root_of, shown
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
@@ -28,31 +27,21 @@ LARGEST_HTML = 32 * 2**20  # parsed whole
 LARGEST_LINE = 64 * 2**20  # of JSON lines or CSV, and the largest field
 COLUMNS_SHOWN = 20
 
+fingerprint = paths.fingerprint
+
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
     return "a file or folder of .txt, .md, .html, .jsonl or .csv (--path, --text-field)"
 
 
-def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
-    """Every file's path with its size and time of change."""
-    root = _root(settings)
-    content = hashlib.sha256()
-    files = _files(root, Dropped())
-    for path in files:
-        status = path.stat()
-        content.update(os.fsencode(path))
-        content.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
-    return {"path": _shown(root), "files": str(len(files)), "state": content.hexdigest()}
-
-
 def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
     """Yields the documents of all files in the order of their paths."""
-    root = _root(settings)
+    root = root_of(settings)
     columns = _Columns(settings.text_field)
     found = False
-    for path in _files(root, dropped):
-        name = _shown(path.relative_to(root if root.is_dir() else root.parent))
+    for path in files_below(root, dropped):
+        name = name_of(path, root)
         for number, text in enumerate(_texts(path, name, columns, dropped)):
             if not text.strip():
                 dropped.add("empty text", name)
@@ -61,7 +50,7 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
             yield Document(f"{name}#{number}", "folder", _unicode(text, name, dropped))
     if columns.missing and not found:
         raise SmallmError(
-            f"{_shown(root)}: no record has a text column {settings.text_field!r}; "
+            f"{shown(root)}: no record has a text column {settings.text_field!r}; "
             f"columns found: {', '.join(sorted(columns.missing)[:COLUMNS_SHOWN])}"
         )
 
@@ -87,52 +76,6 @@ class _Columns:
             dropped.add(f"record whose {self.wanted!r} is no text", place)
             return None
         return value
-
-
-def _root(settings: CorpusSettings) -> Path:
-    if settings.path is None:
-        raise SmallmError("source 'folder' needs --path, a file or a folder")
-    root = settings.path.expanduser().resolve()
-    if not root.exists():
-        raise SmallmError(f"{_shown(root)}: does not exist")
-    return root
-
-
-def _shown(path: str | Path) -> str:
-    """A path as UTF-8 can hold it, whatever bytes the name is made of."""
-    return os.fsencode(Path(path).as_posix()).decode("utf-8", "replace")
-
-
-def _files(root: Path, dropped: Dropped) -> list[Path]:
-    """All files below a folder, also behind links to folders, each folder once."""
-    if root.is_file():
-        return [root]
-    found = []
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_counter(dropped)):
-        if os.path.realpath(folder) in seen:
-            dropped.add("folder already read under another name", _shown(folder))
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        for hidden in [each for each in folders if each.startswith(".")]:
-            dropped.add("hidden folder", _shown(Path(folder, hidden)))
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                dropped.add("hidden file", _shown(Path(folder, name)))
-            elif Path(folder, name).is_file():
-                found.append(Path(folder, name))
-            else:
-                dropped.add("neither file nor folder", _shown(Path(folder, name)))
-    return sorted(found)
-
-
-def _counter(dropped: Dropped) -> Callable[[OSError], None]:
-    def count(error: OSError) -> None:
-        dropped.add(f"unreadable folder ({error.strerror})", _shown(str(error.filename)))
-
-    return count
 
 
 def _texts(path: Path, name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:

@@ -39,24 +39,30 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
 
 def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
     """Yields the rows' texts in the dataset's order."""
+    for place, row in rows(settings):
+        text = _text(row, settings.text_field, _name(settings))
+        if not isinstance(text, str):
+            dropped.add(f"row whose {settings.text_field!r} is no text", place)
+        elif not text.strip():
+            dropped.add("empty text", place)
+        else:
+            yield Document(place, "hub", text)
+
+
+def rows(settings: CorpusSettings) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of the dataset with a name for its place."""
     from datasets import load_dataset
 
     name = _name(settings)
     with _one_line(name):
-        rows = load_dataset(
+        found = load_dataset(
             str(_local(name) or name),
             settings.dataset_config,
             split=settings.dataset_split,
             streaming=True,
         )
-        for number, row in enumerate(rows):
-            text = _text(row, settings.text_field, name)
-            if not isinstance(text, str):
-                dropped.add(f"row whose {settings.text_field!r} is no text", f"{name}:{number}")
-            elif not text.strip():
-                dropped.add("empty text", f"{name}:{number}")
-            else:
-                yield Document(f"{name}#{number}", "hub", text)
+        for number, row in enumerate(found):
+            yield f"{name}#{number}", row
 
 
 def _name(settings: CorpusSettings) -> str:

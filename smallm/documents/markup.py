@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
+    from selectolax.lexbor import LexborNode
 
 FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
 FRONT_MATTER = re.compile(r"---[ \t]*\r?\n.*?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
@@ -58,6 +59,22 @@ def _inline(children: list[Token]) -> str:
 
 def html_prose(page: str) -> str:
     """The visible text of an HTML page, one line a block element."""
+    return _visible(page, keep_code=False)
+
+
+def html_with_code(page: str) -> str:
+    """The same, with the line breaks and blanks of <pre> kept, as code needs them."""
+    return _visible(page, keep_code=True)
+
+
+# HTML has no control characters: here they mark what white space in the page does not.
+LINE_END, KEPT = "\0", {"\n": "\1", " ": "\2", "\t": "\3"}
+KEEP = str.maketrans(KEPT)
+FREE = str.maketrans({mark: sign for sign, mark in KEPT.items()})
+CONTROLS = str.maketrans(dict.fromkeys([LINE_END, *KEPT.values()], " "))
+
+
+def _visible(page: str, *, keep_code: bool) -> str:
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(page)
@@ -67,8 +84,19 @@ def html_prose(page: str) -> str:
     parts = []
     for node in tree.body.traverse(include_text=True):
         if node.tag in BLOCKS or (node.prev is not None and node.prev.tag in BLOCKS):
-            parts.append("\0")  # HTML has no NUL: here a line ends, unlike at a line break in it
+            parts.append(LINE_END)
         if node.tag == "-text":
-            parts.append(node.text_content or "")
-    lines = (" ".join(line.split()) for line in "".join(parts).split("\0"))
-    return "\n".join(line for line in lines if line)
+            text = (node.text_content or "").translate(CONTROLS)
+            parts.append(text.translate(KEEP) if keep_code and _in_code(node) else text)
+    lines = (" ".join(line.split()) for line in "".join(parts).split(LINE_END))
+    kept = (line.strip(KEPT["\n"]).translate(FREE).rstrip() for line in lines)
+    return "\n".join(line for line in kept if line.strip())
+
+
+def _in_code(node: LexborNode) -> bool:
+    ancestor = node.parent
+    while ancestor is not None:
+        if ancestor.tag == "pre":
+            return True
+        ancestor = ancestor.parent
+    return False

@@ -1,0 +1,166 @@
+"""Source `ml-text`: Wikipedia on machine learning, OpenML descriptions, course notes.
+
+A path may hold all three: MediaWiki dumps and OpenML descriptions are told apart by their XML,
+notes are PDF, HTML and Markdown. Without a path it is Wikipedia on the hub, by a list of titles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from smallm.documents import Document, Dropped, records
+from smallm.documents.markup import FRONT_MATTER, markdown_prose, without_fences
+from smallm.documents.streams import Stream
+from smallm.documents.wikitext import categories_in, wikitext_prose
+from smallm.files import read_text
+from smallm.settings import CorpusSettings
+
+if TYPE_CHECKING:
+    from lxml.etree import _Element
+
+DATASET = {"dataset": "wikimedia/wikipedia", "dataset_config": "20231101.en"}
+TOPICS = (
+    "*machine learning*", "*artificial intelligence*", "*neural network*", "*deep learning*",
+    "*natural language processing*", "*computer vision*", "*reinforcement learning*",
+    "*statistical classification*", "*cluster analysis*", "*data mining*", "*language model*",
+    "*computational linguistics*", "*speech recognition*", "*pattern recognition*",
+)  # fmt: skip
+"""Wikipedia's categories of machine learning and AI, the default."""
+SHORTCODE = re.compile(r"\{\{[<%].*?[>%]\}\}", re.DOTALL)
+LARGEST_PDF = 128 * 2**20
+ARTICLES = "0"  # MediaWiki's namespace
+
+
+def describe() -> str:
+    """Gives one line for `smallm corpus list`."""
+    return "machine learning: --path of Wikipedia dumps, OpenML .xml, .pdf/.html/.md notes; or hub"
+
+
+def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
+    """The files' state, or the dataset's, and that of the list of titles."""
+    titles = "\n".join(sorted(_titles(settings))).encode()
+    listed = {"titles": hashlib.sha256(titles).hexdigest()}
+    return {**records.fingerprint(settings, DATASET), **listed}
+
+
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+    """Yields a document an article, a description or a text of notes."""
+    choice = records.Choice("category", settings.categories or (() if settings.titles else TOPICS))
+    titles = _titles(settings)
+    articles = 0
+    for place, record in records.records(settings, DATASET, dropped, readers=READERS):
+        text = records.text_in(record, "text")
+        title = records.text_in(record, "title")
+        if settings.path is not None and record.get("kind") != "article":
+            yield from records.document("ml-text", place, [title, text], dropped)
+            continue
+        articles += 1
+        in_category = bool(choice.wanted) and choice.keeps(categories_in(text))
+        if not in_category and title not in titles:
+            dropped.add("article outside --categories and --titles", f"{place} {title}")
+            continue
+        if settings.path is not None:
+            text = wikitext_prose(text)
+        yield from records.document("ml-text", place, [title, text], dropped)
+    if articles and settings.categories and settings.path is not None:
+        choice.check()
+
+
+def _titles(settings: CorpusSettings) -> frozenset[str]:
+    """The titles asked for, else those that ship; none where categories are asked for."""
+    if settings.titles is not None:
+        lines = read_text(settings.titles).splitlines()
+    elif settings.categories and settings.path is not None:
+        return frozenset()
+    else:
+        shipped = resources.files("smallm.documents") / "machine-learning-titles.txt"
+        lines = shipped.read_text(encoding="utf-8").splitlines()
+    return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _xml(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
+    """Articles of a MediaWiki dump, or an OpenML description."""
+    found = False
+    for place, element in records.elements(stream, dropped, "page", "data_set_description"):
+        found = True
+        if element.tag.endswith("page"):
+            yield from _article(place, element, dropped)
+        else:
+            text = markdown_prose("".join(without_fences(_lines(_child(element, "description")))))
+            yield place, {"kind": "description", "title": _child(element, "name"), "text": text}
+    if not found:
+        dropped.add("XML that is neither a MediaWiki dump nor an OpenML description", stream.name)
+
+
+def _article(place: str, page: _Element, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
+    title = _child(page, "title")
+    if page.find("{*}redirect") is not None:
+        dropped.add("redirect", f"{place} {title}")
+    elif _child(page, "ns") not in ("", ARTICLES):
+        dropped.add("page that is no article", f"{place} {title}")
+    else:
+        text = page.findtext("{*}revision/{*}text") or ""
+        yield place, {"kind": "article", "title": title, "text": text}
+
+
+def _child(element: _Element, name: str) -> str:
+    return (element.findtext("{*}" + name) or "").strip()
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+def _markdown(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
+    content = records.whole(stream, dropped)
+    if content is not None:
+        text = FRONT_MATTER.sub("", content.decode("utf-8-sig", "replace"), count=1)
+        prose = markdown_prose("".join(without_fences(_lines(SHORTCODE.sub("", text)))))
+        yield stream.name, {"text": prose}
+
+
+def _pdf(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
+    """The text of a PDF's pages, lines joined and hyphenation at their ends undone."""
+    from pypdf import PdfReader
+    from pypdf.errors import PyPdfError
+
+    content = records.whole(stream, dropped, largest=LARGEST_PDF)
+    if content is None:
+        return
+    damage = (
+        PyPdfError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        AssertionError,
+        ArithmeticError,
+    )  # what pypdf raises on damaged files
+    pages = []
+    try:
+        for page in PdfReader(io.BytesIO(content)).pages:
+            pages.append(page.extract_text())
+    except damage as error:
+        dropped.add(
+            "rest of a PDF that is damaged", f"{stream.name} page {len(pages) + 1}: {error}"
+        )
+    text = "\n\n".join(pages)
+    yield stream.name, {"text": re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", text)}
+
+
+READERS: Mapping[str, records.Reader] = {
+    ".xml": _xml,
+    "-pages-articles*.xml-p*": _xml,  # a shard as Wikimedia names it
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".pdf": _pdf,
+    ".html": records.web_page,
+    ".htm": records.web_page,
+}

@@ -1,0 +1,72 @@
+"""Source `reddit`: comments of the monthly dumps (`RC_*.zst`) or of a hub dataset."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+
+from smallm.documents import Document, Dropped, records
+from smallm.documents.markup import markdown_prose, without_fences
+from smallm.settings import CorpusSettings
+
+DATASET = {"dataset": "HuggingFaceGECLM/REDDIT_comments"}
+# The dumps have no ending but that of their compression: RC_2015-01.zst.
+READERS = dict.fromkeys((".json", ".jsonl", ".ndjson", "rc_????-??"), records.json_records)
+GONE = frozenset({"[deleted]", "[removed]"})
+BOT = re.compile(r"(?:^|[_-])bot$|[a-z]Bot$|^AutoModerator$|^AutoMod")
+BOT_SAYS = re.compile(r"\bI(?:.| a)m a bot\b|\bthis action was performed automatically\b", re.I)
+
+
+def describe() -> str:
+    """Gives one line for `smallm corpus list`."""
+    return "Reddit comments: --path RC_*.zst, or the hub (--subreddits, --minimum-score)"
+
+
+def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
+    """The dump's state, or the dataset's."""
+    return records.fingerprint(settings, DATASET)
+
+
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+    """Yields a document a comment: its prose, without quoted parents."""
+    choice = records.Choice("subreddit", settings.subreddits)
+    comments = 0
+    for place, record in records.records(settings, DATASET, dropped, readers=READERS):
+        body = record.get("body")
+        if not isinstance(body, str):
+            dropped.add("record without a body", place)
+            continue
+        comments += 1
+        reason = _reason(record, body.strip(), choice, settings.minimum_score)
+        if reason:
+            dropped.add(reason, place)
+            continue
+        subreddit = records.text_in(record, "subreddit")
+        yield from records.document("reddit", place, [prose(body)], dropped, subreddit=subreddit)
+    if comments:
+        choice.check()
+
+
+def _reason(
+    record: records.Record, body: str, choice: records.Choice, minimum: int | None
+) -> str | None:
+    """Why a comment is left out; None when it stays."""
+    if not choice.keeps([records.text_in(record, "subreddit")]):
+        return "not in --subreddits"
+    if body in GONE:
+        return "deleted or removed comment"
+    if BOT.search(records.text_in(record, "author")) or BOT_SAYS.search(body):
+        return "comment of a bot"
+    if minimum is not None:
+        score = records.number_in(record, "score")
+        if score is None or score < minimum:
+            return "below --minimum-score"
+    return None
+
+
+def prose(body: str) -> str:
+    """The prose of a comment's Markdown: entities resolved, quoted lines and code left out."""
+    lines = html.unescape(body).splitlines(keepends=True)
+    own = [line for line in lines if not line.lstrip().startswith(">")]
+    return markdown_prose("".join(without_fences(own)))

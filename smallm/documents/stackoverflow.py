@@ -1,0 +1,179 @@
+"""Source `stackoverflow`: questions with their answers, from `Posts.xml`, its .7z, or the hub.
+
+Answers may stand before their question, and the largest dump is far larger than memory: posts wait
+in a temporary database until their thread can be joined.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+from smallm.documents import Document, Dropped, records
+from smallm.documents.markup import html_with_code
+from smallm.documents.streams import Stream
+from smallm.settings import CorpusSettings
+
+DATASET = {"dataset": "HuggingFaceH4/stack-exchange-preferences"}
+QUESTION, ANSWER = "1", "2"
+TABLES = """
+create table question (
+    site text, id integer, accepted integer, title text, body text, tags text,
+    primary key (site, id)
+);
+create table answer (
+    site text, id integer, parent integer, score integer, body text, primary key (site, id)
+);
+"""
+
+
+def describe() -> str:
+    """Gives one line for `smallm corpus list`."""
+    return (
+        "StackExchange threads: --path Posts.xml or its .7z, or the hub (--tags, --minimum-score)"
+    )
+
+
+def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
+    """The dump's state, or the dataset's."""
+    return records.fingerprint(settings, DATASET)
+
+
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+    """Yields a document a question: title, text, then the answers, best first, code kept."""
+    choice = records.Choice("tag", settings.tags)
+    found = records.records(settings, DATASET, dropped, readers={"posts.xml": _rows})
+    if settings.path is None:
+        threads = _hub_threads(found, settings, choice, dropped)
+    else:
+        threads = _dump_threads(found, settings, choice, dropped)
+    for place, parts, tags in threads:
+        yield from records.document("stackoverflow", place, parts, dropped, tags=" ".join(tags))
+
+
+def _rows(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
+    for place, row in records.elements(stream, dropped, "row"):
+        size = sum(len(value) for value in row.attrib.values())
+        if size > records.LARGEST_DOCUMENT:
+            dropped.add(f"post over {records.LARGEST_DOCUMENT:,} characters", place)
+        elif not str(row.get("Id", "")).isdigit() or row.get("Body") is None:
+            dropped.add("row that is no post", place)
+        else:
+            yield place, dict(row.attrib)
+
+
+def _dump_threads(
+    rows: Iterator[tuple[str, records.Record]],
+    settings: CorpusSettings,
+    choice: records.Choice,
+    dropped: Dropped,
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    with (
+        tempfile.NamedTemporaryFile(prefix="smallm-posts-") as file,
+        closing(sqlite3.connect(file.name)) as posts,
+    ):
+        posts.executescript(f"pragma journal_mode=off; pragma synchronous=off; {TABLES}")
+        seen = 0
+        for place, row in rows:
+            seen += 1
+            reason = _store(posts, place.rpartition("#")[0], row, settings.minimum_score, choice)
+            if reason:
+                dropped.add(reason, place)
+        if seen:
+            choice.check()
+        posts.execute("create index thread on answer (site, parent)")
+        yield from _joined(posts)
+        orphans = posts.execute(
+            "select count(*), min(site || ' post ' || id) from answer where not exists "
+            "(select * from question where site = answer.site and id = answer.parent)"
+        ).fetchone()
+        if orphans[0]:
+            dropped.add("answer whose question is not kept", orphans[1], orphans[0])
+
+
+def _store(
+    posts: sqlite3.Connection,
+    site: str,
+    row: records.Record,
+    minimum: int | None,
+    choice: records.Choice,
+) -> str | None:
+    """Keeps a post, or says why not."""
+    kind, score = row.get("PostTypeId"), records.number_in(row, "Score")
+    if kind not in (QUESTION, ANSWER):
+        return "post that is neither question nor answer"
+    if minimum is not None and (score is None or score < minimum):
+        return "below --minimum-score"
+    if kind == ANSWER:
+        parent = records.number_in(row, "ParentId")
+        values: tuple[Any, ...] = (site, int(row["Id"]), parent, score or 0, row["Body"])
+        posts.execute("insert or ignore into answer values (?, ?, ?, ?, ?)", values)
+        return None
+    tags = _tags(row.get("Tags", ""))
+    if not choice.keeps(tags):
+        return "not in --tags"
+    accepted = records.number_in(row, "AcceptedAnswerId")
+    values = (site, int(row["Id"]), accepted, row.get("Title", ""), row["Body"], " ".join(tags))
+    posts.execute("insert or ignore into question values (?, ?, ?, ?, ?, ?)", values)
+    return None
+
+
+def _joined(posts: sqlite3.Connection) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Threads by site and the id of their question; the accepted answer first, then by score."""
+    questions = posts.execute("select * from question order by site, id")
+    for site, number, accepted, title, body, tags in questions:
+        answers = posts.execute(
+            "select body from answer where site = ? and parent = ? "
+            "order by id = ? desc, score desc, id",
+            (site, number, accepted or 0),
+        )
+        texts = [html_with_code(each) for each in (body, *(answer for (answer,) in answers))]
+        yield f"{site} question {number}", [title, *texts], tags.split()
+
+
+def _tags(value: str) -> list[str]:
+    """`<a><b>` or `|a|b|`, by the age of the dump."""
+    return re.findall(r"[^<>|\s]+", value)
+
+
+def _hub_threads(
+    rows: Iterator[tuple[str, records.Record]],
+    settings: CorpusSettings,
+    choice: records.Choice,
+    dropped: Dropped,
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Rows that hold a question and a list of answers, as stack-exchange-preferences has them."""
+    seen = 0
+    for place, row in rows:
+        seen += 1
+        question = records.text_in(row, "question", "question_body", "body")
+        if not question:
+            dropped.add("row without a question", place)
+            continue
+        listed = row.get("tags") or ()
+        tags = _tags(listed) if isinstance(listed, str) else [str(each) for each in listed]
+        if not choice.keeps(tags):
+            dropped.add("not in --tags", place)
+            continue
+        answers = [each for each in row.get("answers") or () if isinstance(each, dict)]
+        kept = [each for each in answers if _high_enough(each, settings.minimum_score)]
+        if len(kept) < len(answers):
+            dropped.add("below --minimum-score", place, len(answers) - len(kept))
+        kept.sort(key=lambda each: (not each.get("selected"), -_score(each)))
+        bodies = [records.text_in(each, "text", "body") for each in kept]
+        title = records.text_in(row, "title", "question_title")
+        yield place, [title, *(html_with_code(each) for each in (question, *bodies))], tags
+    if seen:
+        choice.check()
+
+
+def _score(answer: records.Record) -> int:
+    return records.number_in(answer, "pm_score") or records.number_in(answer, "score") or 0
+
+
+def _high_enough(answer: records.Record, minimum: int | None) -> bool:
+    return minimum is None or _score(answer) >= minimum
