@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def save_model(
     copy_tokenizer(tokens, folder)
     write_text(folder / "README.md", card)
     write_text(folder / "settings.yaml", settings.to_yaml())
-    corpus = tokens.tape.manifest["digest"]
-    write_json(folder / ORIGIN, {"corpus": corpus, "heldout_above": heldout_above})
+    origin = {
+        "corpus": tokens.tape.manifest["digest"],
+        "heldout_above": heldout_above,
+        "sources": sorted(set(tokens.tape.documents["source"])),
+    }
+    write_json(folder / ORIGIN, origin)
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,17 @@ class Origin:
     """Digest of the tape."""
     heldout_above: float
     """Largest split ratio of its search."""
+    sources: Sequence[str] = ()
+    """Names of the sources of its text."""
 
 
 def read_origin(folder: Path) -> Origin:
     """The origin of a folder that `save_model` wrote."""
     settings = Settings.from_flat(read_yaml(folder / "settings.yaml"))
-    return Origin(settings, **read_json(folder / ORIGIN))
+    try:
+        return Origin(settings, **read_json(folder / ORIGIN))
+    except TypeError as error:
+        raise SmallmError(f"{folder / ORIGIN}: is no origin of a model: {error}") from None
 
 
 def load_core(folder: Path) -> tuple[nn.Module, ModelSettings, Tokenizer]:

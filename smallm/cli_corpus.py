@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from smallm.home import open_home
-from smallm.options import as_json, examples, messages, print_json, settings_options
+from smallm.options import Several, as_json, examples, messages, print_json, settings_options
 from smallm.settings import Settings
 
 if TYPE_CHECKING:
-    from smallm.tape import Slice, Tape, TokenTape
+    from smallm.tape import Tape, TokenTape
 
 RATIOS = (0.75, 0.8, 0.9)  # of the searches that ship: their slices are those shown and scored
 
@@ -32,7 +31,7 @@ def list_sources(as_json: bool) -> None:
     if as_json:
         return print_json(found)
     for name, description in found.items():
-        click.echo(f"{name:10} {description}")
+        click.echo(f"{name:13} {description}")
     return None
 
 
@@ -71,6 +70,13 @@ def build(given: dict[str, Any], as_json: bool) -> None:
 )
 @settings_options("corpus", "tokens")
 @click.option(
+    "--ratios",
+    type=Several(float),
+    default=",".join(map(str, RATIOS)),
+    show_default=True,
+    help="Split ratios whose slices are shown.",
+)
+@click.option(
     "--samples",
     type=click.IntRange(0),
     default=3,
@@ -78,36 +84,29 @@ def build(given: dict[str, Any], as_json: bool) -> None:
     help="How many documents to show.",
 )
 @as_json
-def inspect(given: dict[str, Any], samples: int, as_json: bool) -> None:
-    """Show sizes, lengths, slices and a few documents of a corpus."""
+def inspect(given: dict[str, Any], ratios: tuple[float, ...], samples: int, as_json: bool) -> None:
+    """Show sizes, lengths, slices, vocabulary, overlap and a few documents of a corpus."""
+    from smallm.corpus_profile import corpus_profile, lines
+    from smallm.evaluation_run import write_corpus_page
+
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise click.BadParameter(f"{ratio} does not lie between 0 and 1", param_hint="--ratios")
     tape, tokens = corpus_tapes(given)
-    shown = {
-        "documents": len(tape),
-        "words": tape.manifest["words"],
-        "bytes": tape.manifest["bytes"],
+    with messages().status("reading the corpus"):
+        profile = corpus_profile(tape, ratios, samples=samples)
+    predicted = len(tokens.tokens) - len(tape)
+    profile |= {
         "vocabulary": tokens.vocabulary,
-        "bytes_per_token": round(float(tokens.bytes.sum() / (len(tokens.tokens) - len(tape))), 3),
-        "duplicates": tape.manifest["duplicates"],
-        "slices": {
-            name: {"documents": len(part), "bytes": tape.bytes(part)}
-            for name, part in slices_of(tape).items()
-        },
-        "lengths": _length_histogram(tokens),
-        "samples": [tape.text(number)[:300] for number in range(min(samples, len(tape)))],
+        "bytes_per_token": round(float(tokens.bytes.sum() / predicted), 3),
     }
     if as_json:
-        return print_json(shown)
-    for name in ("documents", "words", "bytes", "vocabulary", "bytes_per_token"):
-        click.echo(f"{name.replace('_', ' '):16} {shown[name]:,}")
-    for name, sizes in shown["slices"].items():
-        click.echo(f"{name:16} {sizes['documents']:,} documents, {sizes['bytes']:,} bytes")
-    most = max(shown["lengths"].values())
-    for length, count in shown["lengths"].items():
-        click.echo(f"{length:>16} bytes {'#' * max(1, round(40 * count / most))} {count:,}")
-    removed = shown["duplicates"]
-    click.echo(f"{'duplicates':16} {removed['exact']:,} exact, {removed['near']:,} near, removed")
-    for text in shown["samples"]:
+        return print_json(profile)
+    for line in lines(profile):
+        click.echo(line)
+    for text in profile["samples"]:
         click.echo(f"\n{text}")
+    click.echo(f"\npage: {write_corpus_page(profile, tape)}")
     return None
 
 
@@ -130,15 +129,3 @@ def corpus_tapes(given: dict[str, Any]) -> tuple[Tape, TokenTape]:
     ratios = [*RATIOS, settings.training.split_ratio]
     with messages().status(f"tokenizing {tape.manifest['bytes']:,} bytes"):
         return tape, tokenize_tape(tape, settings.tokens, ratios=ratios)
-
-
-def slices_of(tape: Tape) -> dict[str, Slice]:
-    """The parts of a tape: training at the ratios of the searches that ship, and held out."""
-    selection, final = tape.heldout(RATIOS)
-    training = {f"training {ratio:g}": tape.training(ratio) for ratio in RATIOS}
-    return {**training, "selection": selection, "final": final}
-
-
-def _length_histogram(tokens: TokenTape) -> dict[str, int]:
-    counts = Counter(int(size).bit_length() - 1 for size in tokens.bytes)
-    return {f"{2**power:,}-{2 ** (power + 1) - 1:,}": counts[power] for power in sorted(counts)}

@@ -275,6 +275,9 @@ def evaluate(
     text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)
     with EvaluationRun(chosen.home, tell=_tell) as run:
         record = comparison.evaluate(chosen.each(), text, _tell)
+        for row in record["models"]:
+            if row["name"] in origins:
+                row["trained_on"] = list(origins[row["name"]].sources)
         record["corpus"] = {name: tape.manifest[name] for name in ("source", "digest")}
         record["folders"] = {name: str(folder) for name, folder in chosen.smallms.items()}
         if slice_name != WHOLE:
@@ -358,11 +361,21 @@ def _warn(tape: Tape, origins: Mapping[str, Origin], slice_name: str) -> None:
     for name, origin in origins.items():
         if slice_name == WHOLE and origin.corpus == tape.manifest["digest"]:
             _tell(f"note: {name} was trained on most of what it is scored on: --slice all")
-        elif origin.corpus != tape.manifest["digest"]:
+        elif origin.corpus != tape.manifest["digest"] and (
+            slice_name == WHOLE or not _same_order(tape, origin)
+        ):
             _tell(
                 f"note: {name} was trained on another corpus or another version of this one; "
                 "where they overlap it may have read the text it is scored on"
             )
+
+
+def _same_order(tape: Tape, origin: Origin) -> bool:
+    """Whether a document that is held out here was held out from the model's training, too.
+
+    In hash order a document's place follows from its content alone, whatever else is in a corpus.
+    """
+    return origin.settings.corpus.order == str(tape.manifest["settings"]["order"]) == "hash"
 
 
 def _own_tokens(

@@ -65,6 +65,8 @@ class HeldOut:
     """What is scored: the documents of the part."""
     fitting: Sequence[str]
     """What a temperature is fitted on; none of it is scored. Empty: no calibration."""
+    sources: Sequence[str] = ()
+    """The source of each document."""
     words: int = 48
     """Words of the text whose rank among all next words is found."""
     continuations: int = 16
@@ -138,7 +140,8 @@ def held_out(tape: Tape, part: Slice, *, most_bytes: int, fitting: Slice | None)
     first = tape.beginning(part, most_bytes)
     first = replace(first, last=min(max(first.last, first.first + 2), part.last))
     fitted = list(tape.texts(tape.beginning(fitting, FITTING_BYTES))) if fitting else []
-    return HeldOut(first, list(tape.texts(first)), fitted)
+    sources = tape.documents["source"].iloc[first.first : first.last].tolist()
+    return HeldOut(first, list(tape.texts(first)), fitted, sources)
 
 
 def evaluate(
@@ -160,10 +163,21 @@ def evaluate(
         "slice": text.part.name,
         "documents": len(text.texts),
         "bytes": text.bytes,
+        "sources": _sizes(text),
         "models": rows,
         "ceiling": asdict(ceiling(text.passages)) if text.passages else None,
         "prompts": list(prompts),
     }
+
+
+def _sizes(text: HeldOut) -> dict[str, dict[str, int]]:
+    """Documents and bytes of each source."""
+    sizes: dict[str, dict[str, int]] = {}
+    for name, document in sorted(zip(text.sources, text.texts, strict=False)):
+        found = sizes.setdefault(name, {"documents": 0, "bytes": 0})
+        found["documents"] += 1
+        found["bytes"] += len(document.encode("utf-8"))
+    return sizes
 
 
 def compare(
@@ -248,6 +262,8 @@ def _causal(model: Causal, text: HeldOut) -> Record:
         "next_word": _next_word(model, text),
         "quality": _quality(model, text),
     }
+    if len(set(text.sources)) > 1:
+        row["by_source"] = _by_source(plain, text.sources)
     if fitted:
         row["calibration"] = calibration_record(plain, warm[0], fitted)
     return row
@@ -261,6 +277,19 @@ def _figures(scores: Scores) -> Record:
         "word_perplexity": _perplexity(scores, scores.words),
         "byte_perplexity": _perplexity(scores, scores.bytes),
     }
+
+
+def _by_source(scores: Scores, sources: Sequence[str]) -> dict[str, Record]:
+    """Bits per byte for each source, with the rows per document that pair models."""
+    named = np.asarray(sources)
+    found = {}
+    for name in sorted(set(sources)):
+        nll, sizes = scores.nll[named == name], scores.bytes[named == name]
+        found[name] = _ratio(nll / math.log(2), sizes) | {
+            "nll_by_document": nll.tolist(),
+            "bytes_by_document": sizes.tolist(),
+        }
+    return found
 
 
 def _perplexity(scores: Scores, sizes: Any) -> Record:
@@ -433,6 +462,8 @@ def metrics(row: Mapping[str, Any]) -> dict[str, float]:
             ends = {"": "value", "/low": "low", "/high": "high"}
             found = {f"{name}{end}": row[name][key] for end, key in ends.items()}
             flat |= {key: value for key, value in found.items() if value is not None}
+    for name, found in row.get("by_source", {}).items():
+        flat[f"bits_per_byte/on/{name}"] = found["value"]
     for name in ("milliseconds_per_token", "milliseconds_per_kilobyte"):
         if name in row:
             flat[name] = row[name]

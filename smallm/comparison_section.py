@@ -18,6 +18,7 @@ from smallm.comparison_tables import (
 )
 from smallm.leaderboard import NONE, name_shown, span
 from smallm.page import Html, figures, join, table, tag
+from smallm.source_matrix import has_matrix, matrix_section
 
 Record = Mapping[str, Any]
 WARNING = (
@@ -31,6 +32,8 @@ def comparison_sections(record: Record) -> dict[str, Html]:
     sections = {}
     if "bytes" in record:
         sections["Beside pretrained models"] = _scores(record)
+    if has_matrix(record):
+        sections["Source by source"] = matrix_section(record)
     if record.get("prompts"):
         sections["Prompts side by side"] = _prompts(record)
     return sections

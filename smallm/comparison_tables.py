@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from smallm.leaderboard import NONE, name_shown
 from smallm.plots import tokens_shown
+from smallm.source_matrix import has_matrix, matrix_lines, sentences
 from smallm.terminal import plain_table, texts
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def evaluation_tables(record: Record) -> RenderableType:
     causal = [row for row in record["models"] if row["kind"] != "masked"]
     masked = [row for row in record["models"] if row["kind"] == "masked"]
     parts = [*_comparable(record, causal)]
+    if has_matrix(record):
+        parts += _matrix(record)
     if masked:
         parts += _masked(masked)
     if any("calibration" in row for row in causal):
@@ -148,6 +151,20 @@ def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableTy
         " size: parameters; sees: tokens of context; per word: perplexity;\n"
         " top 1/3/10: percent of words among the most probable (≥: some left open)\n"
     )
+
+
+def _matrix(record: Record) -> Iterator[RenderableType]:
+    table = plain_table(
+        "Bits per byte on each source",
+        ["model", "trained on"],
+        [f"on {n}" for n in record["sources"]],
+    )
+    for cells in matrix_lines(record):
+        table.add_row(*texts(cells))
+    yield table
+    for line in sentences(record):
+        yield f" - {line}"
+    yield ""
 
 
 def _masked(rows: Sequence[Record]) -> Iterator[RenderableType]:

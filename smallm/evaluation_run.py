@@ -13,9 +13,11 @@ from typing import Any
 from smallm.champion import saved_temperature
 from smallm.comparison import metrics
 from smallm.comparison_section import comparison_sections
+from smallm.corpus_section import profile_section
 from smallm.errors import SmallmError
 from smallm.files import read_json, write_json, write_text
 from smallm.page import page
+from smallm.tape import Tape
 from smallm.tracking import Tracker, local_uri
 
 RECORD = "evaluation.json"
@@ -113,6 +115,15 @@ def write_page(record: Mapping[str, Any], home: Path) -> Path:
     write_json(folder / "comparison.json", record)
     path = folder / "comparison.html"
     write_text(path, _page(f"Comparison {folder.name}", record))
+    return path
+
+
+def write_corpus_page(profile: Mapping[str, Any], tape: Tape) -> Path:
+    """Writes the page of a corpus beside its tape; gives its path."""
+    path = tape.folder / "corpus.html"
+    facts = [f"source {tape.manifest['source']}", f"digest {tape.manifest['digest'][:16]}"]
+    body = {"Corpus": profile_section(profile)}
+    write_text(path, page(f"Corpus {tape.folder.name}", facts, body))
     return path
 
 

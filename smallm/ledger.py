@@ -216,6 +216,9 @@ class Ledger:
         found = comparison.evaluate(models, text, self.say, prompts=prompts)
         settings = champion.finalist.settings
         tokens = opened(settings, self.folders)
+        for row in found["models"]:
+            if row["name"] == "champion":
+                row["trained_on"] = sorted(set(self.tape.documents["source"]))
         found["own_tokens"] = {
             "champion": comparison.own_tokens(
                 champion.core(tokens.vocabulary), tokens, text.part, settings=settings

@@ -11,6 +11,7 @@ from typing import Any
 
 from smallm.charts import Plot
 from smallm.comparison_section import comparison_sections
+from smallm.corpus_section import profile_section
 from smallm.errors import SmallmError
 from smallm.files import read_json, write_text
 from smallm.leaderboard import (
@@ -223,7 +224,9 @@ def _corpus(corpus: Record) -> Html:
     ]
     heading = tag("h3", "Left out, by reason") if left_out else Html()
     slices_table = table(["slice", "documents", "size"], rows) if rows else Html()
-    return join(pairs(facts), slices_table, heading, *left_out)
+    # searches of before this profile was kept have only their slices
+    profile = profile_section(corpus["profile"]) if corpus.get("profile") else slices_table
+    return join(pairs(facts), profile, heading, *left_out)
 
 
 def _listed(values: Record | None) -> str:

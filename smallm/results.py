@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallm import significance
+from smallm.corpus_profile import corpus_profile
 from smallm.space import Space
 from smallm.tape import Tape
 from smallm.training import PENALTY, Progress
 
 METRIC = "bits_per_byte"
 MILESTONE = "milestone"
+SAMPLES = 3  # documents whose beginnings the report shows
 
 
 def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]:
@@ -148,6 +150,7 @@ def corpus_record(tape: Tape, ratios: Sequence[float]) -> dict[str, Any]:
     return {
         **{name: manifest[name] for name in kept},
         "versions": manifest["fingerprint"],
+        "profile": corpus_profile(tape, ratios, samples=SAMPLES),
         "slices": {
             "training": {
                 name: {"documents": len(part), "bytes": tape.bytes(part)}

@@ -17,7 +17,7 @@ import mmap
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from smallm import duplicates
-from smallm.documents import Document, Dropped, source
+from smallm.documents import Document, Dropped, mixture, source
 from smallm.errors import SmallmError
 from smallm.files import read_json, whole_folder, write_json
 from smallm.provenance import code_digest
@@ -185,6 +185,7 @@ def _write_tape(
         )
         table = table[leader == np.arange(len(table))].reset_index(drop=True)
         near = len(leader) - len(table)
+        table = _weighted(table, mixture.weights(settings), dropped)
         texts = _Spooled(spool, table)
         if settings.order == "hash":
             table["place"] = [int(value[:13], 16) / 16**13 for value in table["hash"]]
@@ -209,6 +210,28 @@ def _write_tape(
             "seconds": round(time.perf_counter() - start, 3),
         },
     )
+
+
+def _weighted(table: pd.DataFrame, weights: Mapping[str, float], dropped: Dropped) -> pd.DataFrame:
+    """The rows of a mixture whose bytes stand in the ratio of the weights, as many as there can be.
+
+    Which rows stay follows from their content, by other digits than their place.
+    """
+    if not weights:
+        return table
+    sizes = (table["end"] - table["start"]).groupby(table["source"]).sum()
+    missing = [name for name in weights if name not in sizes]
+    if missing:
+        raise SmallmError(f"part {missing[0]!r} of the mixture holds no text{_reasons(dropped)}")
+    total = min(sizes[name] / weight for name, weight in weights.items())
+    kept = {name: total * weight / sizes[name] for name, weight in weights.items()}
+    draws = table["hash"].map(lambda value: int(value[-13:], 16) / 16**13)
+    stays = draws < table["source"].map(kept)
+    for name, number in (~stays).groupby(table["source"]).sum().items():
+        if number:
+            first = table[~stays & (table["source"] == name)]["id"].iloc[0]
+            dropped.add(f"{name}: more than its weight in the mixture", first, int(number))
+    return table[stays].reset_index(drop=True)
 
 
 def _reasons(dropped: Dropped) -> str:

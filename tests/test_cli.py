@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from smallm.cli import cli
+from smallm.documents import SOURCES
 from smallm.journal import Event, Journal
 from smallm.settings import Settings, fields
 
@@ -182,8 +183,9 @@ def test_the_shell_completes_options_and_choices():
 
 def test_corpus_list_has_one_line_for_each_source(smallm):
     lines = smallm("corpus", "list").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["docs", "folder", "hub"]
-    assert list(json.loads(smallm("corpus", "list", "--json").out)) == ["docs", "folder", "hub"]
+    assert [line.split()[0] for line in lines] == list(SOURCES)
+    assert list(json.loads(smallm("corpus", "list", "--json").out)) == list(SOURCES)
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_corpus_build_counts_what_was_kept_and_names_what_was_not(smallm, small_corpus, tmp_path):
@@ -206,7 +208,7 @@ def test_corpus_build_counts_what_was_kept_and_names_what_was_not(smallm, small_
 def test_corpus_inspect_describes_the_tape(smallm, corpus_options, tape):
     options = [*corpus_options, "--vocabulary", "320", "--samples", "2"]
     shown = json.loads(smallm("corpus", "inspect", *options, "--json").out)
-    assert shown["documents"] == len(tape) == sum(shown["lengths"].values())
+    assert shown["documents"] == len(tape) == sum(each["documents"] for each in shown["lengths"])
     assert shown["bytes"] == tape.manifest["bytes"]
     assert shown["vocabulary"] == 320
     assert shown["samples"] == [tape.text(0)[:300], tape.text(1)[:300]]
@@ -216,6 +218,7 @@ def test_corpus_inspect_describes_the_tape(smallm, corpus_options, tape):
     told = smallm("corpus", "inspect", *options).out
     assert tape.text(0)[:300] in told
     assert "bytes per token" in told
+    assert tape.folder.name.partition("-")[0] in re.search(r"page: (\S+corpus.html)", told)[1]
 
 
 # Train, evaluate, generate

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from dumps import PACKERS, json_lines, seven_zip, thread, wikipedia, xml_rows, zst
 
-from smallm.documents import SOURCES, Dropped, source
+from smallm.documents import Dropped, source
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 from smallm.tape import build_tape
@@ -360,9 +360,7 @@ def test_hub_rows_become_the_same_kind_of_documents(tmp_path, name):
     assert dropped == {}
 
 
-@pytest.mark.parametrize(
-    "name", [each for each in SOURCES if each not in ("docs", "folder", "hub")]
-)
+@pytest.mark.parametrize("name", HUB)
 def test_without_a_path_and_a_network_the_dataset_is_named(name):
     with pytest.raises(SmallmError, match="dataset '"):
         source(name).fingerprint(CorpusSettings(source=name))
@@ -444,3 +442,66 @@ def test_descriptions_and_notes_of_the_samples_are_there():
     assert len(notes) == len(list(Path(SAMPLES, "courses").iterdir()))
     assert dropped == {}
     assert not any("{{<" in each.text or "content_type" in each.text for each in notes)
+
+
+# Mixtures
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    papers = [
+        {"abstract": f"We study {' '.join(f'q{n}x{m}' for m in range(60))}.", "categories": "cs.LG"}
+        for n in range(120)
+    ]
+    write(tmp_path / "arxiv.json", json_lines(papers))
+    comments = [
+        {"body": f"I like {' '.join(f'r{n}y{m}' for m in range(60))} a lot.", "subreddit": "a"}
+        for n in range(120)
+    ]
+    write(tmp_path / "RC_2015-01", json_lines(comments))
+    text = "- {source: arxiv, path: arxiv.json, weight: 3}\n- {source: reddit, path: RC_2015-01}\n"
+    return write(tmp_path / "mixture.yaml", text)
+
+
+def test_a_mixture_has_the_bytes_of_its_weights_and_keeps_every_place(tmp_path, mixture):
+    home = tmp_path / "home"
+    tape = build_tape(CorpusSettings(source="mixture", path=mixture), home=home)
+    sizes = {
+        name: sum(len(tape.text(number).encode()) for number in rows.index)
+        for name, rows in tape.documents.groupby("source")
+    }
+    assert sizes["arxiv"] / sizes["reddit"] == pytest.approx(3, rel=0.35)
+    dropped = tape.manifest["dropped"]["reddit: more than its weight in the mixture"]
+    assert len(tape) + dropped["count"] == 240
+    alone = build_tape(
+        CorpusSettings(source="arxiv", path=tmp_path / "arxiv.json"), home=home
+    ).documents.set_index("hash")["place"]
+    for _, row in tape.documents[tape.documents["source"] == "arxiv"].iterrows():
+        assert alone[row["hash"]] == row["place"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("- {source: arxiv}", "must be a list of two parts or more"),
+        ("source: arxiv", "must be a list of two parts or more"),
+        ("- {source: arxiv}\n- {source: arxiv}", "need different names"),
+        ("- {source: arxiv}\n- {source: rediit}", "part 2: .*unknown source 'rediit'"),
+        ("- {source: arxiv}\n- {source: reddit, weight: 0}", "weight is 0: must be"),
+        ("- {source: arxiv}\n- {source: reddit, wieght: 2}", "unknown 'wieght'; known: weight"),
+        ("- {source: arxiv}\n- {source: mixture}", "cannot hold a mixture"),
+        ("- {source: arxiv}\n- reddit", "part 2: must be a mapping"),
+        ("- {", "is not YAML"),
+    ],
+)
+def test_a_wrong_mixture_names_the_part(tmp_path, text, wrong):
+    path = write(tmp_path / "mixture.yaml", text)
+    with pytest.raises(SmallmError, match=wrong):
+        source("mixture").fingerprint(CorpusSettings(source="mixture", path=path))
+
+
+def test_a_part_without_text_is_named_with_the_reasons(tmp_path, mixture):
+    text = mixture.read_text().replace("path: RC_2015-01", "path: RC_2015-01, minimum_score: 5")
+    write(mixture, text)
+    with pytest.raises(SmallmError, match=r"part 'reddit'.*120 reddit: below --minimum-score"):
+        build_tape(CorpusSettings(source="mixture", path=mixture), home=tmp_path / "home")

@@ -48,6 +48,13 @@ class Dropped:
             kept = self.places.setdefault(reason, [])
             kept.extend(other.places[reason][: self.PLACES_KEPT - len(kept)])
 
+    def under(self, name: str) -> Dropped:
+        """The same record with a name before each reason (a part of a mixture)."""
+        named = Dropped()
+        named.counts = Counter({f"{name}: {each}": n for each, n in self.counts.items()})
+        named.places = {f"{name}: {each}": found for each, found in self.places.items()}
+        return named
+
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Counts and places per reason, for the manifest."""
         return {
@@ -83,6 +90,7 @@ SOURCES: dict[str, str] = {
     "news": "smallm.documents.news",
     "folder": "smallm.documents.files",
     "hub": "smallm.documents.hub",
+    "mixture": "smallm.documents.mixture",
 }
 
 

@@ -15,9 +15,7 @@ LONGEST_WITHDRAWAL = 400  # characters: longer ones are about withdrawals, or ho
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
-    return (
-        "arXiv abstracts: --path arxiv-metadata-oai-snapshot.json, or the hub (--categories cs.*)"
-    )
+    return "arXiv abstracts: --path of the metadata snapshot, or the hub (--categories cs.LG)"
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:

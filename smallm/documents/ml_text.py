@@ -38,7 +38,7 @@ ARTICLES = "0"  # MediaWiki's namespace
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
-    return "machine learning: --path of Wikipedia dumps, OpenML .xml, .pdf/.html/.md notes; or hub"
+    return "Wikipedia, OpenML, course notes: --path of .xml, .pdf, .html, .md, or the hub"
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:

@@ -33,9 +33,7 @@ create table answer (
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
-    return (
-        "StackExchange threads: --path Posts.xml or its .7z, or the hub (--tags, --minimum-score)"
-    )
+    return "StackExchange: --path Posts.xml or its .7z, or the hub (--tags, --minimum-score)"
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
