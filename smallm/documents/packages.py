@@ -44,7 +44,7 @@ Page = tuple[str, list[str]]
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
-    return f"prose inside installed packages: {', '.join(sorted(PACKAGES))}"
+    return f"prose in packages: {', '.join(sorted(PACKAGES))}"
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
