@@ -3,13 +3,16 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SPACE ?= quick
 
-.PHONY: search test lint ui clean setup
+.PHONY: search test test-long lint ui clean setup
 
 search: .venv/ready
 	$(BIN)/python tune/search.py --space $(SPACE) $(ARGS)
 
 test: .venv/ready lint
 	$(BIN)/pytest $(ARGS)
+
+test-long: .venv/ready
+	$(BIN)/pytest -m long $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -25,7 +28,7 @@ setup: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[tune]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openml,tune]" --group dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --group baselines
 	touch $@
 

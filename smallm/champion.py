@@ -49,7 +49,7 @@ def save_model(
     origin = {
         "corpus": tokens.tape.manifest["digest"],
         "heldout_above": heldout_above,
-        "sources": sorted(set(tokens.tape.documents["source"])),
+        "sources": sorted(set(tokens.tape.column("source"))),
     }
     write_json(folder / ORIGIN, origin)
 

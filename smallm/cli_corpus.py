@@ -122,10 +122,12 @@ def corpus_tape(given: dict[str, Any]) -> Tape:
 
 def corpus_tapes(given: dict[str, Any]) -> tuple[Tape, TokenTape]:
     """The tape of the settings with its tokens."""
+    from smallm.provenance import usable_cpus
     from smallm.tape import tokenize_tape
 
     settings = Settings.from_flat(given)
     tape = corpus_tape(given)
     ratios = [*RATIOS, settings.training.split_ratio]
     with messages().status(f"tokenizing {tape.manifest['bytes']:,} bytes"):
-        return tape, tokenize_tape(tape, settings.tokens, ratios=ratios)
+        tokens = tokenize_tape(tape, settings.tokens, ratios=ratios, workers=usable_cpus())
+    return tape, tokens

@@ -140,7 +140,7 @@ def held_out(tape: Tape, part: Slice, *, most_bytes: int, fitting: Slice | None)
     first = tape.beginning(part, most_bytes)
     first = replace(first, last=min(max(first.last, first.first + 2), part.last))
     fitted = list(tape.texts(tape.beginning(fitting, FITTING_BYTES))) if fitting else []
-    sources = tape.documents["source"].iloc[first.first : first.last].tolist()
+    sources = tape.column("source")[first.first : first.last].tolist()
     return HeldOut(first, list(tape.texts(first)), fitted, sources)
 
 

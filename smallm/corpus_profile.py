@@ -60,10 +60,13 @@ def slices_of(tape: Tape, ratios: Sequence[float]) -> dict[str, Slice]:
 
 
 def _sources(tape: Tape) -> dict[str, dict[str, int]]:
-    table = tape.documents.assign(size=np.diff(tape.ends)).groupby("source")["size"]
+    named, sizes = tape.column("source"), tape.column("bytes")
     return {
-        str(name): {"documents": int(sizes.size), "bytes": int(sizes.sum())}
-        for name, sizes in table
+        str(name): {
+            "documents": int((named == name).sum()),
+            "bytes": int(sizes[named == name].sum()),
+        }
+        for name in sorted(set(named))
     }
 
 

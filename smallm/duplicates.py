@@ -1,61 +1,128 @@
 """Near duplicates: clusters of documents that share most of their word 5-grams.
 
-MinHash signatures and banded look-up are datasketch's; shingles are hashed by xxhash.
+MinHash signatures are rensa's. They are cut into bands, and documents that agree on a whole band
+are compared. All is arrays, a few bytes a document, so that millions of documents fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import numpy as np
 import xxhash
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
+from rensa import RMinHash
 
 PERMUTATIONS = 128
 SHINGLE = 5
-SCHEME = "affine32"
-Signatures = NDArray[np.uint64]
+SEED = 1
+LARGEST_MISS = 0.02
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, of high entropy: 2**64 over the golden ratio
+
+Signatures = NDArray[np.uint32]
+Hashes = NDArray[np.uint64]
+Places = NDArray[np.int64]
 
 
 def signatures(texts: Sequence[str]) -> Signatures:
     """MinHash signatures of the texts' lower-cased word 5-grams, (texts, PERMUTATIONS)."""
-    empty = MinHash(num_perm=PERMUTATIONS, hashfunc=_hash, scheme=SCHEME)
-    rows = np.empty((len(texts), PERMUTATIONS), dtype=np.uint64)
-    for row, text in zip(rows, texts, strict=True):
-        signature = empty.copy()
-        signature.update_batch(_shingles(text))
-        row[:] = signature.hashvalues
-    return rows
+    if not texts:
+        return np.empty((0, PERMUTATIONS), dtype=np.uint32)
+    hashes, offsets = _shingles(texts)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
+    return np.array(matrix.to_rows(), dtype=np.uint32)
 
 
-def clusters(rows: Signatures, *, threshold: float) -> NDArray[np.int64]:
-    """For each signature the first member of its cluster; similarity is followed transitively."""
-    parent = np.arange(len(rows))
+def _shingles(texts: Sequence[str]) -> tuple[Hashes, list[int]]:
+    """The hashes of all texts' 5-grams, text after text, and where each text's begin."""
+    words: list[int] = []
+    ends = [0]
+    known: dict[str, int] = {}
+    for text in texts:
+        for word in text.lower().split() or [""]:
+            number = known.get(word)
+            if number is None:
+                number = known[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8"))
+            words.append(number)
+        ends.append(len(words))
+    # A text shorter than a shingle is one shingle; no shingle reaches into the next text.
+    stream = np.concatenate([np.array(words, dtype=np.uint64), np.zeros(SHINGLE, np.uint64)])
+    bounds = np.array(ends)
+    text_of = np.repeat(np.arange(len(texts)), np.diff(bounds))
+    rolled = np.zeros(len(words), dtype=np.uint64)
+    inside = np.arange(len(words))
+    for step in range(SHINGLE):
+        shorter = inside + step >= bounds[text_of + 1]
+        part = np.where(shorter, np.uint64(0), stream[step : step + len(words)])
+        rolled = (rolled ^ part) * MULTIPLIER
+    number = np.maximum(np.diff(bounds) - SHINGLE + 1, 1)
+    kept = inside - bounds[text_of] < number[text_of]
+    return rolled[kept], [0, *np.cumsum(number).tolist()]
 
-    def root(member: int) -> int:
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = int(parent[member])
-        return member
 
-    # above 0.9 datasketch finds no banding: look up more candidates, the check below decides
-    lookup = MinHashLSH(threshold=min(threshold, 0.9), num_perm=PERMUTATIONS)
-    for number, row in enumerate(rows):
-        signature = MinHash(num_perm=PERMUTATIONS, hashvalues=row, hashfunc=_hash, scheme=SCHEME)
-        for other in lookup.query(signature):
-            if np.mean(rows[other] == row) >= threshold:
-                one, two = root(other), root(number)
-                parent[max(one, two)] = min(one, two)
-        lookup.insert(number, signature)
-    return np.array([root(member) for member in range(len(rows))], dtype=np.int64)
+@cache
+def banding(threshold: float) -> tuple[int, int]:
+    """Bands and rows of each: the most rows that miss a pair at the threshold in 2 of 100 cases."""
+    for rows in range(PERMUTATIONS, 1, -1):
+        bands = PERMUTATIONS // rows
+        if (1 - threshold**rows) ** bands <= LARGEST_MISS:
+            return bands, rows
+    return PERMUTATIONS, 1
 
 
-def _shingles(text: str) -> list[bytes]:
-    words = text.lower().split()
-    last = max(len(words) - SHINGLE + 1, 1)
-    return [" ".join(words[start : start + SHINGLE]).encode("utf-8") for start in range(last)]
+def band_hashes(rows: Signatures, *, threshold: float) -> Hashes:
+    """One hash of each band of each signature, (texts, bands)."""
+    bands, width = banding(threshold)
+    parts = rows[:, : bands * width].reshape(len(rows), bands, width).astype(np.uint64)
+    hashes = np.zeros((len(rows), bands), dtype=np.uint64)
+    for place in range(width):
+        hashes = (hashes ^ parts[:, :, place]) * MULTIPLIER
+    return hashes
 
 
-def _hash(shingle: bytes) -> int:
-    return xxhash.xxh32_intdigest(shingle)
+def clusters(
+    pairs: Iterable[tuple[Places, Places]],
+    signatures_at: Callable[[Places], Signatures],
+    count: int,
+    *,
+    threshold: float,
+) -> Places:
+    """For each document the first member of its cluster; similarity is followed transitively.
+
+    `pairs` are those to compare, such as the `candidates` of each band; `signatures_at` gives the
+    signatures of some documents.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ones, twos = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for one, two in pairs:
+        for first in range(0, len(one), 65_536):
+            pair = one[first : first + 65_536], two[first : first + 65_536]
+            same = signatures_at(pair[0]) == signatures_at(pair[1])
+            near = same.mean(axis=1) >= threshold
+            ones.append(pair[0][near])
+            twos.append(pair[1][near])
+    one, two = np.concatenate(ones), np.concatenate(twos)
+    graph = coo_matrix((np.ones(len(one), bool), (one, two)), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    _, leaders = np.unique(labels, return_index=True)
+    return np.asarray(leaders[labels], dtype=np.int64)
+
+
+def candidates(hashes: Hashes) -> tuple[Places, Places]:
+    """Pairs (earlier, later) to compare among the documents whose hashes agree.
+
+    Each is compared with the first of them and with the one before.
+    """
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
+    opens = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    first = np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))
+    later = np.flatnonzero(~opens)
+    before = later - 1
+    beside = first[later] != before  # else both pairs are the same
+    one = np.concatenate([order[first[later]], order[before[beside]]])
+    two = np.concatenate([order[later], order[later[beside]]])
+    return one, two

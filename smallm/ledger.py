@@ -71,9 +71,10 @@ class Ledger:
         start = time.perf_counter()
         self.tape = build_tape(self.corpus, home=self.home, workers=usable_cpus())
         ratios = self.space.heldout_ratios()
+        self.tape.heldout(ratios)  # a corpus too small to split ends here, not in every trial
         self.folders: Folders = {
             (each.tokenizer, each.vocabulary): str(
-                tokenize_tape(self.tape, each, ratios=ratios).folder
+                tokenize_tape(self.tape, each, ratios=ratios, workers=usable_cpus()).folder
             )
             for each in self.space.tokenizers()
         }
@@ -218,7 +219,7 @@ class Ledger:
         tokens = opened(settings, self.folders)
         for row in found["models"]:
             if row["name"] == "champion":
-                row["trained_on"] = sorted(set(self.tape.documents["source"]))
+                row["trained_on"] = sorted(set(self.tape.column("source")))
         found["own_tokens"] = {
             "champion": comparison.own_tokens(
                 champion.core(tokens.vocabulary), tokens, text.part, settings=settings

@@ -10,9 +10,10 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic.fields import FieldInfo
 
 from smallm.errors import SmallmError
@@ -41,6 +42,20 @@ class Several(click.ParamType[tuple[Any, ...]]):
             return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 42,43,44", param, ctx)
+
+
+class PathOrUrl(click.ParamType[str]):
+    """A path, made absolute, or a URL such as s3://bucket/dumps."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """The absolute path, or the URL."""
+        return str(value) if "://" in str(value) else str(Path(value).expanduser().resolve())
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        """Files and folders."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 class Temperature(click.ParamType[float | str]):
@@ -92,7 +107,7 @@ def settings_options(*groups: str) -> Callable[[Command], Command]:
 
 def _option(name: str, info: FieldInfo) -> Callable[[Any], Any]:
     kind: Any = info.annotation
-    if typing.get_origin(kind) is types.UnionType:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     flag = f"--{name.replace('_', '-')}"
     shown = info.get_default()
@@ -105,6 +120,8 @@ def _option(name: str, info: FieldInfo) -> Callable[[Any], Any]:
         options["type"] = click.Choice([str(each) for each in typing.get_args(kind)])
     elif typing.get_origin(kind) is tuple:
         options["type"] = Several(typing.get_args(kind)[0])
+    elif typing.get_origin(kind) is Annotated:
+        options["type"] = PathOrUrl()
     elif kind is Path:
         options["type"] = click.Path(path_type=Path, resolve_path=True)
     else:

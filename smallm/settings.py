@@ -7,13 +7,14 @@ Field names are unique over all groups, so a setting has one flat name everywher
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from smallm.errors import SmallmError, unknown_name
@@ -35,13 +36,19 @@ class Group(BaseModel):
     )
 
 
+Location = Annotated[
+    str, BeforeValidator(lambda given: os.fspath(given) if isinstance(given, Path) else given)
+]
+"""A path, or a URL such as s3://bucket/dumps."""
+
+
 class CorpusSettings(Group):
     """Which text, and how it is put in order."""
 
     source: str = "docs"
     """Where the text comes from; `smallm corpus list` shows the sources."""
-    path: Path | None = None
-    """File or folder to read: plain files, or the dump files of the named source."""
+    path: Location | None = None
+    """File, folder or URL to read: plain files, or the dump files of the named source."""
     text_field: str = "text"
     """Column or JSON field that holds the text (.jsonl, .csv, hub)."""
     dataset: str | None = None

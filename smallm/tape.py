@@ -5,7 +5,8 @@ at ratio r parts the same documents everywhere and adding documents moves no old
 parts are the prefixes below each ratio; the end of the tape, which no ratio trains on, is the
 selection slice and the final slice.
 
-    tape folder:   text.bin, documents.parquet (id, source, hash, place, end), manifest.json
+    tape folder:   manifest.json and shards of consecutive documents: text-N.bin,
+                   documents-N.parquet (id, source, hash, place, bytes, words)
     tokens folder: tokens.bin (uint16, each document opened by id 0), documents.npz, tokenizer files
 """
 
@@ -14,36 +15,42 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from smallm import duplicates
-from smallm.documents import Document, Dropped, mixture, source
+from smallm.documents import Dropped, mixture, source
 from smallm.errors import SmallmError
 from smallm.files import read_json, whole_folder, write_json
 from smallm.provenance import code_digest
 from smallm.settings import CorpusSettings, TokenizerSettings
+from smallm.spool import HASH, Item, Spool, in_order, spool
 from smallm.strata import stratified_places
-from smallm.tokens import END_ID, Tokenizer, digest, load_tokenizer, train_tokenizer
+from smallm.tokens import END_ID, Ids, Tokenizer, digest, load_tokenizer, train_tokenizer
 
-FORMAT = 1
-HASH_KEY = b"smallm tape 1"
+FORMAT = 2
 MINIMUM_DOCUMENTS, MINIMUM_BYTES = 3, 2_000  # of a slice: less cannot be scored or split
-SIGNATURE_BATCH = 512
+DOCUMENTS_AT_ONCE = 4096
+BYTES_AT_ONCE = 2**20
+OPENING = np.array([END_ID], dtype=np.uint16)
+TOKENIZER_BYTES = 2**28  # of the training prefix: more changes no merge that matters
 # What decides the text of a tape, and its tokens: other code, other tape.
-TAPE_CODE = ("documents", "duplicates.py", "strata.py", "tape.py")
+TAPE_CODE = ("documents", "duplicates.py", "spool.py", "strata.py", "tape.py")
 TOKEN_CODE = ("tokens.py", "ngrams.py")
-WHITE_SPACE = re.compile(r"\s+")  # the word count of lm-evaluation-harness' wikitext task
+Columns = dict[str, Any]
+"""Documents in tape order: id, source, hash, place, bytes, words, and text as UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +79,54 @@ class Tape:
     @cached_property
     def documents(self) -> pd.DataFrame:
         """One row a document in tape order."""
-        return pd.read_parquet(self.folder / "documents.parquet")
+        return pd.concat(
+            [pd.read_parquet(self._table(shard)) for shard in self.manifest["shards"]],
+            ignore_index=True,
+        )
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Byte offset at which each document ends in the text, after a leading 0."""
-        return np.concatenate([[0], self.documents["end"].to_numpy()])
+        return np.concatenate([[0], np.cumsum(self.column("bytes"))])
 
     @cached_property
     def places(self) -> NDArray[np.float64]:
         """Place of each document in [0, 1), ascending."""
-        return self.documents["place"].to_numpy()
+        return self.column("place")
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One column of `documents`, without reading the others."""
+        return np.concatenate(
+            [
+                pd.read_parquet(self._table(shard), columns=[name])[name].to_numpy()
+                for shard in self.manifest["shards"]
+            ]
+        )
 
     @cached_property
-    def _text(self) -> mmap.mmap:
-        with (self.folder / "text.bin").open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def _texts(self) -> list[mmap.mmap]:
+        maps = []
+        for shard in self.manifest["shards"]:
+            with (self.folder / f"text-{shard['name']}.bin").open("rb") as file:
+                maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return maps
+
+    @cached_property
+    def _shard_starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(shard["bytes"] for shard in self.manifest["shards"])])
+
+    def _table(self, shard: dict[str, Any]) -> Path:
+        return self.folder / f"documents-{shard['name']}.parquet"
 
     def __len__(self) -> int:
-        return len(self.documents)
+        return int(self.manifest["documents"])
 
     def text(self, number: int) -> str:
         """The text of a document."""
-        return self._text[self.ends[number] : self.ends[number + 1]].decode("utf-8")
+        first, last = self.ends[number], self.ends[number + 1]
+        shard = int(np.searchsorted(self._shard_starts, first, side="right")) - 1
+        start = self._shard_starts[shard]
+        return self._texts[shard][first - start : last - start].decode("utf-8")
 
     def texts(self, part: Slice) -> Iterator[str]:
         """The texts of a slice in tape order."""
@@ -148,90 +180,233 @@ class Tape:
 
 def build_tape(settings: CorpusSettings, *, home: Path, workers: int = 1) -> Tape:
     """The tape of a corpus under the home: opened if it is there, else read, parted and written."""
-    origin = source(settings.source)
-    identity = {
-        "format": FORMAT,
-        "settings": settings.model_dump(mode="json"),
-        "fingerprint": dict(origin.fingerprint(settings)),
-        "code": code_digest(*TAPE_CODE),
-    }
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = home / "tapes" / f"{settings.source}-{name}"
+    folder, identity = tape_folder(settings, home)
     if not (folder / "manifest.json").exists():
         dropped = Dropped()
-        documents = origin.read(settings, dropped, workers=workers)
+        documents = source(settings.source).read(settings, dropped, workers=workers)
         with whole_folder(folder) as temporary:
-            _write_tape(documents, dropped, settings, identity, temporary)
+            _write_tape(documents, dropped, settings, identity, temporary, workers=workers)
     return Tape(folder)
 
 
+def tape_folder(settings: CorpusSettings, home: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the tape of a corpus lies, and what it is known by."""
+    identity = {
+        "format": FORMAT,
+        "settings": settings.model_dump(mode="json"),
+        "fingerprint": dict(source(settings.source).fingerprint(settings)),
+        "code": code_digest(*TAPE_CODE),
+        "source": settings.source,
+    }
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return home / "tapes" / f"{settings.source}-{name}", identity
+
+
 def _write_tape(
-    documents: Iterable[Document],
+    documents: Iterable[Item],
     dropped: Dropped,
     settings: CorpusSettings,
     identity: dict[str, Any],
     folder: Path,
+    *,
+    workers: int,
 ) -> None:
     start = time.perf_counter()
-    with (folder / "unordered.bin").open("w+b") as spool:
-        table, rows = _spool(documents, settings.max_documents, spool)
-        if not len(table):
-            raise SmallmError(f"source {settings.source!r} holds no usable text{_reasons(dropped)}")
-        exact = int(table["duplicate"].sum())
-        table = table[~table["duplicate"]].drop(columns="duplicate").reset_index(drop=True)
-        table = table.sort_values("hash").reset_index(drop=True)
-        leader = duplicates.clusters(
-            rows[table["row"].to_numpy()], threshold=settings.near_duplicate_threshold
-        )
-        table = table[leader == np.arange(len(table))].reset_index(drop=True)
-        near = len(leader) - len(table)
-        table = _weighted(table, mixture.weights(settings), dropped)
-        texts = _Spooled(spool, table)
-        if settings.order == "hash":
-            table["place"] = [int(value[:13], 16) / 16**13 for value in table["hash"]]
-        else:
-            table["place"] = stratified_places(texts, table["hash"].to_list())
-        table = table.sort_values(["place", "hash"]).reset_index(drop=True)
-        written, words = _write_text(_Spooled(spool, table), folder / "text.bin")
-    (folder / "unordered.bin").unlink()
-    table["end"] = np.cumsum(table["end"] - table["start"])
-    table.drop(columns=["start", "row"]).to_parquet(folder / "documents.parquet")
+    threshold = settings.near_duplicate_threshold
+    (folder / "spool").mkdir()
+    waiting = spool(
+        documents,
+        folder / "spool",
+        dropped,
+        most=settings.max_documents,
+        threshold=threshold,
+        workers=workers,
+    )
+    if settings.max_documents is None or len(waiting) < settings.max_documents:
+        dropped.check()  # everything was read
+    if not len(waiting):
+        raise no_text(settings, dropped)
+    order = distinct(waiting.hashes)
+    leaders = duplicates.clusters(
+        (duplicates.candidates(waiting.band(n)[order]) for n in range(waiting.bands)),
+        lambda rows: waiting.signatures_at(order[rows]),
+        len(order),
+        threshold=threshold,
+    )
+    rows = order[leaders == np.arange(len(order))]
+    removed = {"exact": len(waiting) - len(order), "near": len(order) - len(rows)}
+    names = np.array(waiting.names)[waiting.sources[rows]]
+    stays = weighted(
+        waiting.hashes[rows], waiting.sizes[rows], names, mixture.weights(settings), dropped
+    )
+    rows = rows[stays]
+    hashes = waiting.hashes[rows]
+    if settings.order == "hash":
+        places = places_of(hashes)
+    else:
+        places = stratified_places(_Texts(waiting, rows), [hexadecimal(each) for each in hashes])
+    ranked = np.lexsort((hashes[:, 1], hashes[:, 0], places))
+    shard = write_shard(
+        _columns(waiting, rows[ranked], places[ranked]), folder, name=hexadecimal(hashes[ranked[0]])
+    )
+    shutil.rmtree(folder / "spool")
+    write_manifest(
+        folder,
+        identity,
+        [shard],
+        digest=tape_digest([hashes[ranked]]),
+        removed=removed,
+        dropped=dropped,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def no_text(settings: CorpusSettings, dropped: Dropped) -> SmallmError:
+    """What to raise for a corpus of which nothing is left: it says what took what."""
+    return SmallmError(f"source {settings.source!r} holds no usable text{_reasons(dropped)}")
+
+
+def distinct(hashes: NDArray[Any]) -> NDArray[np.int64]:
+    """The rows in the order of their hashes (documents, 2), the first of equal ones."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    ranked = hashes[order]
+    new = np.concatenate([[True], (ranked[1:] != ranked[:-1]).any(axis=1)])
+    return np.asarray(order[new])
+
+
+def rows_of(wanted: NDArray[Any], ranked: NDArray[Any]) -> NDArray[np.int64]:
+    """Where hashes (n, 2) stand among ascending ones, all different; -1 where they do not."""
+    if not len(ranked):
+        return np.full(len(wanted), -1)
+    rows = np.searchsorted(ranked[:, 0], wanted[:, 0])
+    while True:  # past those that share the first half, of which there is hardly ever one
+        inside = np.minimum(rows, len(ranked) - 1)
+        passed = (ranked[inside, 0] == wanted[:, 0]) & (ranked[inside, 1] < wanted[:, 1])
+        passed &= rows < len(ranked)
+        if not passed.any():
+            found = (ranked[inside] == wanted).all(axis=1)
+            return np.where(found, inside, -1)
+        rows = rows + passed
+
+
+def places_of(hashes: NDArray[Any]) -> NDArray[np.float64]:
+    """The place of each hash in [0, 1): its first 52 bits."""
+    return np.asarray((hashes[:, 0].astype(np.uint64) >> np.uint64(12)) / 2**52)
+
+
+def hexadecimal(row: NDArray[Any]) -> str:
+    """A hash as text."""
+    return np.asarray(row, HASH).tobytes().hex()
+
+
+def tape_digest(hashes: Iterable[NDArray[Any]]) -> str:
+    """Identifies a tape: the digest of its documents' hashes in tape order, in any parts."""
+    content = hashlib.sha256()
+    for part in hashes:
+        content.update(np.asarray(part, HASH).tobytes())
+    return content.hexdigest()
+
+
+def write_shard(columns: Iterable[Columns], folder: Path, *, name: str) -> dict[str, Any]:
+    """Writes a run of documents in tape order, given in parts; says what the shard holds."""
+    documents = size = words = 0
+    schema = pa.schema(
+        {
+            "id": pa.string(),
+            "source": pa.dictionary(pa.int32(), pa.string()),
+            "hash": pa.string(),
+            "place": pa.float64(),
+            "bytes": pa.int64(),
+            "words": pa.int64(),
+        }
+    )
+    with (
+        (folder / f"text-{name}.bin").open("wb") as texts,
+        pq.ParquetWriter(folder / f"documents-{name}.parquet", schema) as table,
+    ):
+        for part in columns:
+            texts.writelines(part.pop("text"))
+            table.write_table(pa.table({**part}, schema=schema))
+            documents += len(part["id"])
+            size += int(sum(part["bytes"]))
+            words += int(sum(part["words"]))
+    return {"name": name, "documents": documents, "bytes": size, "words": words}
+
+
+def write_manifest(
+    folder: Path,
+    identity: dict[str, Any],
+    shards: Sequence[dict[str, Any]],
+    *,
+    digest: str,
+    removed: dict[str, int],
+    dropped: Dropped,
+    seconds: float,
+) -> None:
+    """Writes what makes a folder a tape, last of all."""
+    totals = {
+        name: sum(shard[name] for shard in shards) for name in ("documents", "bytes", "words")
+    }
     write_json(
         folder / "manifest.json",
         {
             **identity,
-            "source": settings.source,
-            "documents": len(table),
-            "bytes": int(table["end"].iloc[-1]),
-            "words": words,
-            "duplicates": {"exact": exact, "near": near},
+            **totals,
+            "duplicates": removed,
             "dropped": dropped.as_dict(),
-            "digest": written,
-            "seconds": round(time.perf_counter() - start, 3),
+            "digest": digest,
+            "shards": list(shards),
+            "seconds": round(seconds, 3),
         },
     )
 
 
-def _weighted(table: pd.DataFrame, weights: Mapping[str, float], dropped: Dropped) -> pd.DataFrame:
-    """The rows of a mixture whose bytes stand in the ratio of the weights, as many as there can be.
+def _columns(
+    waiting: Spool, rows: NDArray[np.int64], places: NDArray[np.float64]
+) -> Iterator[Columns]:
+    """The documents of a spool in this order, in parts as `write_shard` takes them."""
+    for first in range(0, len(rows), DOCUMENTS_AT_ONCE):
+        part = rows[first : first + DOCUMENTS_AT_ONCE]
+        ids, texts = zip(*waiting.records(part.tolist()), strict=True)
+        yield {
+            "id": ids,
+            "source": [waiting.names[code] for code in waiting.sources[part].tolist()],
+            "hash": [hexadecimal(each) for each in waiting.hashes[part]],
+            "place": places[first : first + DOCUMENTS_AT_ONCE],
+            "bytes": waiting.sizes[part].tolist(),
+            "words": waiting.words[part].tolist(),
+            "text": texts,
+        }
 
-    Which rows stay follows from their content, by other digits than their place.
+
+def weighted(
+    hashes: NDArray[Any],
+    sizes: NDArray[np.int64],
+    names: NDArray[Any],
+    weights: Mapping[str, float],
+    dropped: Dropped,
+) -> NDArray[np.bool_]:
+    """Which documents stay so that the bytes of the sources stand in the ratio of the weights.
+
+    As many as there can be; which ones follows from their hashes, by other digits than their place.
     """
     if not weights:
-        return table
-    sizes = (table["end"] - table["start"]).groupby(table["source"]).sum()
-    missing = [name for name in weights if name not in sizes]
+        return np.ones(len(hashes), dtype=bool)
+    held = {name: int(sizes[names == name].sum()) for name in weights}
+    missing = [name for name, size in held.items() if not size]
     if missing:
         raise SmallmError(f"part {missing[0]!r} of the mixture holds no text{_reasons(dropped)}")
-    total = min(sizes[name] / weight for name, weight in weights.items())
-    kept = {name: total * weight / sizes[name] for name, weight in weights.items()}
-    draws = table["hash"].map(lambda value: int(value[-13:], 16) / 16**13)
-    stays = draws < table["source"].map(kept)
-    for name, number in (~stays).groupby(table["source"]).sum().items():
-        if number:
-            first = table[~stays & (table["source"] == name)]["id"].iloc[0]
-            dropped.add(f"{name}: more than its weight in the mixture", first, int(number))
-    return table[stays].reset_index(drop=True)
+    total = min(held[name] / weight for name, weight in weights.items())
+    draws = (hashes[:, 1].astype(np.uint64) >> np.uint64(12)) / 2**52
+    stays = np.zeros(len(hashes), dtype=bool)
+    for name, weight in weights.items():
+        mine = names == name
+        stays[mine] = draws[mine] < total * weight / held[name]
+        left = hashes[mine & ~stays]
+        if len(left):
+            first = f"document {hexadecimal(left[0])}"
+            dropped.add(f"{name}: more than its weight in the mixture", first, len(left))
+    return stays
 
 
 def _reasons(dropped: Dropped) -> str:
@@ -242,65 +417,22 @@ def _reasons(dropped: Dropped) -> str:
     return f"; left out: {', '.join(reasons)}" if reasons else ""
 
 
-def _spool(
-    documents: Iterable[Document], most: int | None, spool: IO[bytes]
-) -> tuple[pd.DataFrame, duplicates.Signatures]:
-    """Writes texts as they come; gives a row a document and the signatures of the new ones."""
-    records: list[tuple[str, str, str, int, int, int, bool]] = []
-    seen: set[str] = set()
-    batch: list[str] = []
-    rows: list[duplicates.Signatures] = []
-    start = new = 0
-    for document in documents:
-        if most is not None and len(records) >= most:
-            break
-        encoded = document.text.encode("utf-8")
-        content = hashlib.blake2b(encoded, key=HASH_KEY, digest_size=16).hexdigest()
-        repeated = content in seen
-        end = start if repeated else start + spool.write(encoded)
-        records.append((document.id, document.source, content, start, end, new, repeated))
-        start = end
-        if not repeated:
-            seen.add(content)
-            batch.append(document.text)
-            new += 1
-        if len(batch) == SIGNATURE_BATCH:
-            rows.append(duplicates.signatures(batch))
-            batch = []
-    rows.append(duplicates.signatures(batch))
-    spool.flush()
-    names = ["id", "source", "hash", "start", "end", "row", "duplicate"]
-    return pd.DataFrame(records, columns=names), np.concatenate(rows)
+class _Texts(Sequence[str]):
+    """Texts of some rows of a spool, read one at a time."""
 
-
-class _Spooled(Sequence[str]):
-    """Texts of a table's rows, read from the spool one at a time."""
-
-    def __init__(self, spool: IO[bytes], table: pd.DataFrame) -> None:
-        self._spool = spool
-        self._bounds = table[["start", "end"]].to_numpy()
+    def __init__(self, waiting: Spool, rows: NDArray[np.int64]) -> None:
+        self._waiting = waiting
+        self._rows = rows
 
     def __len__(self) -> int:
-        return len(self._bounds)
+        return len(self._rows)
 
     def __getitem__(self, number: Any) -> Any:
-        start, end = self._bounds[number]
-        self._spool.seek(start)
-        return self._spool.read(end - start).decode("utf-8")
+        ((_, text),) = self._waiting.records([int(self._rows[number])])
+        return text.decode("utf-8")
 
-
-def _write_text(texts: Sequence[str], path: Path) -> tuple[str, int]:
-    """Writes the texts one after another; gives their digest and the number of words."""
-    content = hashlib.sha256()
-    words = 0
-    with path.open("wb") as file:
-        for text in texts:
-            encoded = text.encode("utf-8")
-            content.update(len(encoded).to_bytes(8, "little"))
-            content.update(encoded)
-            file.write(encoded)
-            words += len(WHITE_SPACE.split(text))
-    return content.hexdigest(), words
+    def __iter__(self) -> Iterator[str]:
+        return (text.decode("utf-8") for _, text in self._waiting.records(self._rows.tolist()))
 
 
 class TokenTape:
@@ -334,55 +466,73 @@ class TokenTape:
         return int(self.ends[part.first]), int(self.ends[part.last])
 
 
-def tokenize_tape(tape: Tape, settings: TokenizerSettings, *, ratios: Iterable[float]) -> TokenTape:
+def tokenize_tape(
+    tape: Tape, settings: TokenizerSettings, *, ratios: Iterable[float], workers: int = 1
+) -> TokenTape:
     """The tape's tokens; the tokenizer is trained on the shortest training prefix of the ratios."""
     shortest = min(ratios)
     name = f"{settings.tokenizer}-{settings.vocabulary}-{shortest:g}-{code_digest(*TOKEN_CODE)}"
     folder = tape.folder / "tokens" / name
     if not (folder / "manifest.json").exists():
-        tokenizer = train_tokenizer(tape.texts(tape.training(shortest)), settings)
+        sample = tape.beginning(tape.training(shortest), TOKENIZER_BYTES)
+        tokenizer = train_tokenizer(tape.texts(sample), settings)
         origin = {"settings": settings.model_dump(mode="json"), "trained_below": shortest}
-        _write_token_folder(tape, tokenizer, folder, origin)
+        _write_token_folder(tape, tokenizer, folder, origin, workers=workers)
     return TokenTape(tape, folder)
 
 
-def tokenize_with(tape: Tape, tokenizer: Tokenizer) -> TokenTape:
+def tokenize_with(tape: Tape, tokenizer: Tokenizer, *, workers: int = 1) -> TokenTape:
     """The tape in the tokens of a tokenizer that was trained elsewhere, such as a saved model's."""
     folder = tape.folder / "tokens" / f"given-{digest(tokenizer)}"
     if not (folder / "manifest.json").exists():
-        _write_token_folder(tape, tokenizer, folder, {})
+        _write_token_folder(tape, tokenizer, folder, {}, workers=workers)
     return TokenTape(tape, folder)
 
 
 def _write_token_folder(
-    tape: Tape, tokenizer: Tokenizer, folder: Path, origin: dict[str, Any]
+    tape: Tape, tokenizer: Tokenizer, folder: Path, origin: dict[str, Any], *, workers: int
 ) -> None:
     with whole_folder(folder) as temporary:
         tokenizer.save(temporary)
-        _write_tokens(tape, tokenizer, temporary)
+        _write_tokens(tape, temporary, workers=workers)
         known = {"vocabulary": tokenizer.vocabulary, "digest": digest(tokenizer)}
         write_json(temporary / "manifest.json", {"format": FORMAT, **origin, **known})
 
 
-def _write_tokens(tape: Tape, tokenizer: Tokenizer, folder: Path) -> None:
-    ends, words, spelling = [0], [], []
+def _write_tokens(tape: Tape, folder: Path, *, workers: int) -> None:
+    sizes, spelling = [], []
+    starts = np.unique(np.searchsorted(tape.ends, np.arange(0, tape.ends[-1], BYTES_AT_ONCE)))
+    bounds = [*starts[starts < len(tape)].tolist(), len(tape)]
+    parts = [(tape.folder, folder, *pair) for pair in pairwise(bounds)]
     with (folder / "tokens.bin").open("wb") as file:
-        for first in range(0, len(tape), SIGNATURE_BATCH):
-            part = Slice("batch", first, min(first + SIGNATURE_BATCH, len(tape)))
-            texts = list(tape.texts(part))
-            for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
-                predicted = tokenizer.predicted(ids)
-                file.write(np.uint16(END_ID).tobytes() + predicted.tobytes())
-                ends.append(ends[-1] + 1 + len(predicted))
-                words.append(len(WHITE_SPACE.split(text)))
-                spelling.append(float(tokenizer.spelling_nll(ids).sum()))
+        for tokens, lengths, nll in in_order(_encoded, parts, workers=workers):
+            file.write(tokens.tobytes())
+            sizes.append(lengths)
+            spelling.append(nll)
     np.savez(
         folder / "documents.npz",
-        ends=np.array(ends),
-        bytes=np.diff(tape.ends),
-        words=np.array(words),
-        spelling_nll=np.array(spelling),
+        ends=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]),
+        bytes=tape.column("bytes"),
+        words=tape.column("words"),
+        spelling_nll=np.concatenate(spelling),
     )
+
+
+def _encoded(
+    tape_folder: Path, tokens_folder: Path, first: int, last: int
+) -> tuple[Ids, NDArray[np.int64], NDArray[np.float64]]:
+    """Tokens of some documents, each opened by id 0; their numbers; nats of their spelling."""
+    tape, tokenizer = _opened(tape_folder, tokens_folder)
+    texts = list(tape.texts(Slice("batch", first, last)))
+    encoded = tokenizer.encode(texts)
+    opened = [np.append(OPENING, tokenizer.predicted(ids)) for ids in encoded]
+    spelling = [float(tokenizer.spelling_nll(ids).sum()) for ids in encoded]
+    return np.concatenate(opened), np.array([len(ids) for ids in opened]), np.array(spelling)
+
+
+@lru_cache(maxsize=2)
+def _opened(tape_folder: Path, tokens_folder: Path) -> tuple[Tape, Tokenizer]:
+    return Tape(tape_folder), load_tokenizer(tokens_folder)
 
 
 def copy_tokenizer(tokens: TokenTape, folder: Path) -> None:

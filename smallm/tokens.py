@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import regex
+import tiktoken
 import tokenizers
 from numpy.typing import NDArray
 
@@ -43,6 +44,9 @@ SPELLING_ORDER = 6
 WORD = re.compile(r"\S+", re.ASCII)  # what stands between ASCII white space, for every model
 # Words, numbers and runs of signs with the space before them, then other white space: every
 # character falls in exactly one piece, so joining the pieces gives the text back.
+GPT2_PIECES = (  # the pieces of tokenizers' ByteLevel, none of which is merged with another
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
 PIECES = regex.compile(r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+")
 
 
@@ -120,9 +124,30 @@ class BytePairTokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Lossless ids of each text, encoded in parallel."""
+        """Lossless ids of each text."""
+        if self._quick is not None:
+            return [np.array(self._quick.encode_ordinary(each), dtype=np.uint16) for each in texts]
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(each.ids, dtype=np.uint16) for each in encoded]
+
+    @cached_property
+    def _quick(self) -> tiktoken.Encoding | None:
+        """The same merges in tiktoken, which is several times faster on a core.
+
+        It takes the merge that gives the lowest id, tokenizers the earliest merge: the same as long
+        as each merge made a new token. None where two merges gave the same one.
+        """
+        merges = json.loads(self.backend.to_str())["model"]["merges"]
+        if len(merges) != self.vocabulary - 257:  # the end of text and 256 bytes
+            return None
+        ranks = {
+            bytes(BYTE_SIGNS[sign] for sign in token): number
+            for token, number in self.backend.get_vocab().items()
+            if number != END_ID
+        }
+        return tiktoken.Encoding(
+            "smallm", pat_str=GPT2_PIECES, mergeable_ranks=ranks, special_tokens={}
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -259,6 +284,18 @@ class WordTokenizer:
     def __repr__(self) -> str:
         spelling = hashlib.sha256(b"".join(a.tobytes() for a in self.spelling.arrays().values()))
         return json.dumps([self.words, spelling.hexdigest()])
+
+
+def _byte_signs() -> dict[str, int]:
+    """The byte behind each sign of byte-level BPE: printable Latin-1, then from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + place): byte for place, byte in enumerate(others)
+    }
+
+
+BYTE_SIGNS = _byte_signs()
 
 
 def spelled(word: str) -> list[int]:

@@ -491,7 +491,7 @@ def test_a_folder_of_binary_files_is_one_line_that_names_one(smallm, tmp_path, c
 def test_a_missing_text_column_is_one_line_with_the_columns_found(smallm, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     run = smallm("corpus", "build", "--source", "folder", "--path", tmp_path / name)
-    assert_one_line(run, "text column 'text'", "body, title", home=tmp_path / "home")
+    assert_one_line(run, "unknown text column 'text'", "title, body", home=tmp_path / "home")
 
 
 @pytest.mark.parametrize("built", [False, True])

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from dumps import PACKERS, json_lines, seven_zip, thread, wikipedia, xml_rows, zst
 
-from smallm.documents import Dropped, source
+from smallm.documents import Dropped, finished, source
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 from smallm.tape import build_tape
@@ -28,7 +28,9 @@ needs_samples = pytest.mark.skipif(
 def read(name, path=None, **settings):
     dropped = Dropped()
     corpus = CorpusSettings(source=name, path=path, **settings)
-    return list(source(name).read(corpus, dropped, workers=1)), dict(dropped.counts)
+    found = list(finished(source(name).read(corpus, dropped, workers=1), dropped))
+    dropped.check()
+    return found, dict(dropped.counts)
 
 
 def write(path, content):
@@ -439,7 +441,9 @@ def test_descriptions_and_notes_of_the_samples_are_there():
     (description,), _ = read("ml-text", Path(SAMPLES, "openml"))
     assert description.text.startswith("anneal\n\nAuthor")
     notes, dropped = read("ml-text", Path(SAMPLES, "courses"))
-    assert len(notes) == len(list(Path(SAMPLES, "courses").iterdir()))
+    files = {each.id.partition("#")[0] for each in notes}
+    assert files == {each.name for each in Path(SAMPLES, "courses").iterdir()}
+    assert max(len(each.text) for each in notes) <= 8_000
     assert dropped == {}
     assert not any("{{<" in each.text or "content_type" in each.text for each in notes)
 
@@ -505,3 +509,36 @@ def test_a_part_without_text_is_named_with_the_reasons(tmp_path, mixture):
     write(mixture, text)
     with pytest.raises(SmallmError, match=r"part 'reddit'.*120 reddit: below --minimum-score"):
         build_tape(CorpusSettings(source="mixture", path=mixture), home=tmp_path / "home")
+
+
+# Buckets
+
+
+@pytest.mark.parametrize("ending", ["", ".bz2", ".zst"])
+def test_dumps_at_a_url_read_like_files(tmp_path, ending):
+    (tmp_path / "dumps").mkdir()
+    posts = xml_rows([row for number in range(1, 20) for row in thread(number)])
+    write(tmp_path / "dumps" / f"Posts.xml{ending}", PACKERS[ending](posts.encode()))
+    write(tmp_path / "dumps" / "site.7z", seven_zip({"Posts.xml": xml_rows(thread(1))}))
+    by_path, _ = read("stackoverflow", tmp_path / "dumps")
+    by_url, dropped = read("stackoverflow", (tmp_path / "dumps").as_uri())
+    assert by_url == by_path
+    assert len(by_url) == 20
+    assert dropped == {}
+
+
+@pytest.mark.parametrize("name", ["arxiv", "folder"])
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [("file:///nowhere/at/all", "does not exist"), ("gopher://a/b", "cannot be read")],
+)
+def test_a_url_that_leads_nowhere_is_one_line(name, url, wrong):
+    with pytest.raises(SmallmError, match=wrong):
+        source(name).fingerprint(CorpusSettings(source=name, path=url))
+
+
+def test_a_folder_at_a_url(tmp_path):
+    write(tmp_path / "a.txt", "Some text é.")
+    write(tmp_path / "b.jsonl", '{"text": "more"}\n')
+    found, _ = read("folder", tmp_path.as_uri())
+    assert [each.text for each in found] == ["Some text é.", "more"]

@@ -153,11 +153,11 @@ def test_an_error_in_the_middle_leaves_nothing_behind(tmp_path, monkeypatch):
     settings = write(tmp_path / "corpus", numbered(50))
     home = tmp_path / "home"
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("smallm.tape._write_text", full)
+        broken.setattr("smallm.tape.write_shard", full)
         with pytest.raises(SmallmError, match="No space left on device"):
             build_tape(settings, home=home)
     assert not list((home / "tapes").iterdir())

@@ -1,9 +1,11 @@
 """Both tokenizers are lossless and give every text a proper probability."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from smallm.settings import TokenizerSettings
 from smallm.tokens import (
     SPELLING_BOUNDARY,
     UNKNOWN_ID,
+    BytePairTokenizer,
     WordTokenizer,
     load_tokenizer,
     spelled,
@@ -92,3 +95,43 @@ def test_training_is_the_same_every_time(tokenizer):
     kind = "words" if isinstance(tokenizer, WordTokenizer) else "bpe"
     again = train_tokenizer(TEXTS, TokenizerSettings(tokenizer=kind, vocabulary=300))
     assert repr(again) == repr(tokenizer)
+
+
+UNICODE = st.text(
+    st.characters(exclude_categories=["Cs"])
+    | st.sampled_from(" \t\n\r\u2003\u00a0'stmdvrel1²ⅣŒΩ日e\u0301"),
+    max_size=80,
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=UNICODE)
+def test_both_implementations_of_the_merges_give_the_same_ids(tape, text):
+    trained = quick_tokenizer(tape)
+    assert trained._quick is not None
+    (ids,) = trained.encode([text])
+    assert ids.tolist() == trained.backend.encode(text, add_special_tokens=False).ids
+
+
+@cache
+def quick_tokenizer(tape):
+    texts = list(tape.texts(tape.training(0.75)))
+    return train_tokenizer([*texts, *TEXTS], TokenizerSettings(vocabulary=500))
+
+
+def test_on_a_whole_corpus_both_implementations_agree(tape):
+    trained = quick_tokenizer(tape)
+    texts = [tape.text(number) for number in range(len(tape))]
+    expected = [each.ids for each in trained.backend.encode_batch(texts)]
+    assert [ids.tolist() for ids in trained.encode(texts)] == expected
+
+
+def test_merges_that_give_one_token_twice_are_left_to_the_library_that_knows_their_order():
+    signs = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate(["<|endoftext|>", *signs, "ab", "bc", "abc"])}
+    merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    given_twice = BytePairTokenizer(backend)
+    assert given_twice._quick is None
+    assert given_twice.encode(["abc"])[0].tolist() == backend.encode("abc").ids

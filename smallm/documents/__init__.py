@@ -6,13 +6,17 @@ A source is one file in this folder and one line in SOURCES.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
+from smallm.documents.choice import Choice
+
 if TYPE_CHECKING:
     from smallm.settings import CorpusSettings
+
+LARGEST_DOCUMENT = 16 * 2**20  # bytes, also of one record as it stands in a dump
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,46 @@ class Document:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+Form = Callable[[str], str]
+"""What makes prose of a raw text; a function of a module, so that workers find it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A document whose raw parts are still to be cleaned, which is work for all processors."""
+
+    id: str
+    source: str
+    parts: tuple[tuple[Form, str], ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def finished(self, dropped: Dropped) -> Document | None:
+        """The clean parts, a blank line between them; None, counted, when they are blank."""
+        clean = (form(text).strip() for form, text in self.parts)
+        text = "\n\n".join(part for part in clean if part)
+        try:
+            size = len(text.encode("utf-8"))
+        except UnicodeEncodeError:
+            dropped.add("lone surrogates, replaced", self.id)
+            text = text.encode("utf-8", "replace").decode("utf-8")
+            size = len(text)
+        if not text:
+            dropped.add("empty text", self.id)
+            return None
+        if size > LARGEST_DOCUMENT:
+            dropped.add(f"document over {LARGEST_DOCUMENT:,} bytes", self.id)
+            return None
+        return Document(self.id, self.source, text, self.metadata)
+
+
+def finished(items: Iterable[Document | Draft], dropped: Dropped) -> Iterator[Document]:
+    """The documents of a source, cleaned in this process."""
+    for item in items:
+        document = item.finished(dropped) if isinstance(item, Draft) else item
+        if document is not None:
+            yield document
+
+
 class Dropped:
     """What could not be used or was filtered out: counts per reason, with the first few places."""
 
@@ -33,6 +77,16 @@ class Dropped:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.places: dict[str, list[str]] = {}
+        self.choices: dict[str, Choice] = {}
+
+    def choice(self, what: str, wanted: Sequence[str]) -> Choice:
+        """A filter that is checked when everything has been read."""
+        return self.choices.setdefault(what, Choice(what, wanted))
+
+    def check(self) -> None:
+        """Raises SmallmError when something that was asked for by name was nowhere."""
+        for choice in self.choices.values():
+            choice.check()
 
     def add(self, reason: str, place: str, count: int = 1) -> None:
         """Counts what was dropped for a reason, at a place a person can find."""
@@ -47,13 +101,26 @@ class Dropped:
             self.counts[reason] += count
             kept = self.places.setdefault(reason, [])
             kept.extend(other.places[reason][: self.PLACES_KEPT - len(kept)])
+        for what, choice in other.choices.items():
+            self.choice(what, list(choice.wanted.values())).merge(choice)
 
     def under(self, name: str) -> Dropped:
         """The same record with a name before each reason (a part of a mixture)."""
         named = Dropped()
         named.counts = Counter({f"{name}: {each}": n for each, n in self.counts.items()})
         named.places = {f"{name}: {each}": found for each, found in self.places.items()}
+        named.choices = {f"{name}: {what}": choice for what, choice in self.choices.items()}
         return named
+
+    def below(self, folder: str) -> Dropped:
+        """The same record with a folder before each place."""
+        moved = Dropped()
+        moved.counts, moved.choices = self.counts, self.choices
+        moved.places = {
+            reason: [f"{folder}/{place}" for place in found]
+            for reason, found in self.places.items()
+        }
+        return moved
 
     def as_dict(self) -> dict[str, dict[str, object]]:
         """Counts and places per reason, for the manifest."""
@@ -77,7 +144,7 @@ class Source(Protocol):
 
     def read(
         self, settings: CorpusSettings, dropped: Dropped, *, workers: int
-    ) -> Iterator[Document]:
+    ) -> Iterator[Document | Draft]:
         """Yields the documents in a stable order, counting in `dropped` all that is left out."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from smallm.documents import Document, Dropped, records
+from smallm.documents import Draft, Dropped, records
 from smallm.settings import CorpusSettings
 
 DATASET = {"dataset": "gfissore/arxiv-abstracts-2021"}
@@ -23,31 +23,25 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
     """Yields a document a paper: its title and its abstract without the hard line breaks."""
-    choice = records.Choice("category", settings.categories)
+    choice = dropped.choice("category", settings.categories)
     readers = {".json": records.json_records, ".jsonl": records.json_records}
-    papers = 0
+    forms = FORMS[settings.latex]
     for place, record in records.records(settings, DATASET, dropped, readers=readers):
         abstract = records.text_in(record, "abstract")
         if "abstract" not in record:
             dropped.add("record without an abstract", place)
             continue
-        papers += 1
         categories = _categories(record.get("categories"))
         if not choice.keeps(categories):
             dropped.add("not in --categories", place)
         elif len(abstract) < LONGEST_WITHDRAWAL and WITHDRAWN.search(abstract):
             dropped.add("withdrawn paper", place)
         else:
-            parts = [_flowing(records.text_in(record, "title")), _paragraphs(abstract)]
-            if settings.latex == "normalize":
-                parts = [_normalized(part) for part in parts]
-            yield from records.document(
-                "arxiv", place, parts, dropped, categories=" ".join(categories)
-            )
-    if papers:
-        choice.check()
+            title = records.text_in(record, "title")
+            about = {"categories": " ".join(categories)}
+            yield Draft(place, "arxiv", ((forms[0], title), (forms[1], abstract)), about)
 
 
 def _categories(value: object) -> list[str]:
@@ -56,14 +50,29 @@ def _categories(value: object) -> list[str]:
     return [name for each in listed if isinstance(each, str) for name in each.split()]
 
 
-def _flowing(text: str) -> str:
+def flowing(text: str) -> str:
+    """The text without hard line breaks."""
     return " ".join(text.split())
 
 
-def _paragraphs(abstract: str) -> str:
+def paragraphs(abstract: str) -> str:
     """Lines joined; an indented line begins a paragraph, as arXiv writes them."""
     parts = re.split(r"\n(?=[ \t]+\S)|\n\s*\n", abstract.strip())
-    return "\n".join(_flowing(part) for part in parts)
+    return "\n".join(flowing(part) for part in parts)
+
+
+def plain_title(text: str) -> str:
+    """A title whose LaTeX became plain text."""
+    return _normalized(flowing(text))
+
+
+def plain_abstract(text: str) -> str:
+    """An abstract whose LaTeX became plain text."""
+    return _normalized(paragraphs(text))
+
+
+FORMS = {"keep": (flowing, paragraphs), "normalize": (plain_title, plain_abstract)}
+"""What is made of a title and of an abstract, by the setting `latex`."""
 
 
 def _normalized(text: str) -> str:

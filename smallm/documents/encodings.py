@@ -6,6 +6,8 @@ import codecs
 from itertools import chain
 from pathlib import Path
 
+from upath import UPath
+
 BLOCK = 65_536
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -16,7 +18,7 @@ BYTE_ORDER_MARKS = {
 }
 
 
-def encoding_of(path: Path) -> str | None:
+def encoding_of(path: Path | UPath) -> str | None:
     """By its mark, UTF-8 where that fits, else the likeliest old encoding; None for binary."""
     with path.open("rb") as file:
         head = file.read(BLOCK)

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
+from upath import UPath
+
 from smallm.documents import Document, Dropped, paths
 from smallm.documents.encodings import encoding_of
 from smallm.documents.markup import FRONT_MATTER, html_prose, markdown_prose, without_fences
-from smallm.documents.paths import files_below, name_of, root_of, shown
-from smallm.errors import SmallmError
+from smallm.documents.paths import files_below, name_of, root_of
+from smallm.documents.pieces import pieces
 from smallm.settings import CorpusSettings
 
-PIECE = 8_000  # characters of a document cut from a longer text
 MARKDOWN_PIECE = 2**20  # parsed at once
 BLOCK = 65_536
 LARGEST_HTML = 32 * 2**20  # parsed whole
 LARGEST_LINE = 64 * 2**20  # of JSON lines or CSV, and the largest field
-COLUMNS_SHOWN = 20
 
 fingerprint = paths.fingerprint
 
@@ -38,37 +38,33 @@ def describe() -> str:
 def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
     """Yields the documents of all files in the order of their paths."""
     root = root_of(settings)
-    columns = _Columns(settings.text_field)
-    found = False
+    columns = _Columns(settings.text_field, dropped)
     for path in files_below(root, dropped):
         name = name_of(path, root)
+        said, number = dropped.counts.total(), -1
         for number, text in enumerate(_texts(path, name, columns, dropped)):
             if not text.strip():
                 dropped.add("empty text", name)
                 continue
-            found = True
             yield Document(f"{name}#{number}", "folder", _unicode(text, name, dropped))
-    if columns.missing and not found:
-        raise SmallmError(
-            f"{shown(root)}: no record has a text column {settings.text_field!r}; "
-            f"columns found: {', '.join(sorted(columns.missing)[:COLUMNS_SHOWN])}"
-        )
+        if number < 0 and dropped.counts.total() == said:
+            dropped.add("file without a text", name)
 
 
 class _Columns:
-    """The text column looked for, and the names of those found instead."""
+    """The text column looked for; when no record has it, those found instead are named."""
 
-    def __init__(self, wanted: str) -> None:
+    def __init__(self, wanted: str, dropped: Dropped) -> None:
         self.wanted = wanted
-        self.missing: set[str] = set()
+        self.choice = dropped.choice("text column", [wanted])
 
     def text(self, record: object, place: str, dropped: Dropped) -> str | None:
         """The text of a record; None, counted, when it has none."""
         if not isinstance(record, dict):
             dropped.add("record that is no object", place)
             return None
+        self.choice.keeps(str(each) for each in record)
         if self.wanted not in record:
-            self.missing |= {str(each) for each in record}
             dropped.add(f"record without a column {self.wanted!r}", place)
             return None
         value = record[self.wanted]
@@ -78,7 +74,7 @@ class _Columns:
         return value
 
 
-def _texts(path: Path, name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
+def _texts(path: Path | UPath, name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
     """The texts of one file; what cannot be used is counted, never raised."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -110,39 +106,15 @@ def _unicode(text: str, name: str, dropped: Dropped) -> str:
     return text
 
 
-def _pieces(blocks: Iterable[str], size: int = PIECE) -> Iterator[str]:
-    """A text that comes in blocks, cut into pieces of at most `size` that together are the text."""
-    buffer = ""
-    for block in blocks:
-        buffer += block
-        while len(buffer) > 2 * size:
-            cut = _cut(buffer, size)
-            yield buffer[:cut]
-            buffer = buffer[cut:]
-    while buffer:
-        cut = _cut(buffer, size) if len(buffer) > size else len(buffer)
-        yield buffer[:cut]
-        buffer = buffer[cut:]
-
-
-def _cut(text: str, size: int) -> int:
-    """Where a document may end: after a paragraph, a line or a word, in this order."""
-    for end in ("\n\n", "\r\n\r\n", "\n", " "):
-        place = text.rfind(end, size // 2, size)
-        if place >= 0:
-            return place + len(end)
-    return size
-
-
 def _plain(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
-    return _pieces(iter(lambda: file.read(BLOCK), ""))
+    return pieces(iter(lambda: file.read(BLOCK), ""))
 
 
 def _markdown(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
     lines = without_fences(line for _, line in _lines(file, name, dropped))
-    for number, piece in enumerate(_pieces(lines, MARKDOWN_PIECE)):
+    for number, piece in enumerate(pieces(lines, MARKDOWN_PIECE)):
         text = piece if number else FRONT_MATTER.sub("", piece, count=1)
-        yield from _pieces([markdown_prose(text)])
+        yield from pieces([markdown_prose(text)])
 
 
 def _html(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
@@ -150,7 +122,7 @@ def _html(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iter
     if len(page) > LARGEST_HTML:
         dropped.add(f"HTML file over {LARGEST_HTML // 2**20} MB", name)
         return
-    yield from _pieces([html_prose(page)])
+    yield from pieces([html_prose(page)])
 
 
 def _lines(file: IO[str], name: str, dropped: Dropped) -> Iterator[tuple[int, str]]:

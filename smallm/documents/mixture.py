@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from smallm.documents import Document, Dropped, source
+from smallm.documents import Document, Draft, Dropped, source
 from smallm.errors import SmallmError
 from smallm.files import read_text
 from smallm.settings import CorpusSettings, validated
@@ -50,7 +50,7 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     }
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document | Draft]:
     """Yields the documents of one part after another, under the part's name."""
     for part in parts(settings):
         own = Dropped()
@@ -73,14 +73,15 @@ def parts(settings: CorpusSettings) -> list[Part]:
     """The parts in the file; raises SmallmError that names the file and the part."""
     if settings.path is None:
         raise SmallmError("source 'mixture' needs --path, a YAML file with its parts")
+    path = Path(settings.path)
     try:
-        content = yaml.safe_load(read_text(settings.path))
+        content = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise SmallmError(f"{settings.path}: is not YAML: {error}") from None
     if not isinstance(content, list) or len(content) < 2:
         raise SmallmError(f"{settings.path}: must be a list of two parts or more, each a source")
     found = [
-        _part(values, f"{settings.path}, part {number}", settings.path.parent)
+        _part(values, f"{settings.path}, part {number}", path.parent)
         for number, values in enumerate(content, 1)
     ]
     names = [part.name for part in found]
@@ -104,7 +105,9 @@ def _part(values: Any, place: str, folder: Path) -> Part:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
         raise SmallmError(f"{place}: weight is {weight!r}: must be a number above 0")
     for name in ("path", "titles"):
-        if isinstance(own.get(name), str):  # beside the file, unless absolute
+        if (
+            isinstance(own.get(name), str) and "://" not in own[name]
+        ):  # beside the file, unless absolute
             own[name] = folder / Path(own[name]).expanduser()
     try:
         settings = validated(CorpusSettings, own)

@@ -1,20 +1,25 @@
 """Source `ml-text`: Wikipedia on machine learning, OpenML descriptions, course notes.
 
 A path may hold all three: MediaWiki dumps and OpenML descriptions are told apart by their XML,
-notes are PDF, HTML and Markdown. Without a path it is Wikipedia on the hub, by a list of titles.
+notes are PDF, HTML and Markdown. Without a path it is Wikipedia on the hub, by a list of titles,
+or with `--dataset openml` the descriptions that OpenML's API gives.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from smallm.documents import Document, Dropped, records
+from smallm.documents import Draft, Dropped, records
+from smallm.documents.choice import Choice
 from smallm.documents.markup import FRONT_MATTER, markdown_prose, without_fences
+from smallm.documents.openml_api import OPENML, openml_fingerprint, openml_records
+from smallm.documents.pieces import pieces
 from smallm.documents.streams import Stream
 from smallm.documents.wikitext import categories_in, wikitext_prose
 from smallm.files import read_text
@@ -45,30 +50,44 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     """The files' state, or the dataset's, and that of the list of titles."""
     titles = "\n".join(sorted(_titles(settings))).encode()
     listed = {"titles": hashlib.sha256(titles).hexdigest()}
+    if _from_openml(settings):
+        return openml_fingerprint()
     return {**records.fingerprint(settings, DATASET), **listed}
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
     """Yields a document an article, a description or a text of notes."""
-    choice = records.Choice("category", settings.categories or (() if settings.titles else TOPICS))
+    if settings.categories and settings.path is not None:
+        choice = dropped.choice("category", settings.categories)
+    else:  # the topics that ship need not all occur
+        choice = Choice("category", () if settings.titles else TOPICS)
     titles = _titles(settings)
-    articles = 0
-    for place, record in records.records(settings, DATASET, dropped, readers=READERS):
+    if _from_openml(settings):
+        found = openml_records(dropped)
+    else:
+        found = records.records(settings, DATASET, dropped, readers=READERS)
+    for place, record in found:
         text = records.text_in(record, "text")
         title = records.text_in(record, "title")
-        if settings.path is not None and record.get("kind") != "article":
-            yield from records.document("ml-text", place, [title, text], dropped)
+        if record.get("kind") == "notes":
+            if not text.strip():
+                dropped.add("empty text", place)
+            for number, piece in enumerate(pieces([text])):
+                yield Draft(f"{place}#{number}", "ml-text", ((str, piece),))
             continue
-        articles += 1
+        if record.get("kind") == "description":
+            yield Draft(place, "ml-text", ((str, title), (description_prose, text)))
+            continue
         in_category = bool(choice.wanted) and choice.keeps(categories_in(text))
         if not in_category and title not in titles:
             dropped.add("article outside --categories and --titles", f"{place} {title}")
             continue
-        if settings.path is not None:
-            text = wikitext_prose(text)
-        yield from records.document("ml-text", place, [title, text], dropped)
-    if articles and settings.categories and settings.path is not None:
-        choice.check()
+        form = str if settings.path is None else wikitext_prose
+        yield Draft(place, "ml-text", ((str, title), (form, text)))
+
+
+def _from_openml(settings: CorpusSettings) -> bool:
+    return settings.path is None and settings.dataset == OPENML
 
 
 def _titles(settings: CorpusSettings) -> frozenset[str]:
@@ -91,8 +110,8 @@ def _xml(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record
         if element.tag.endswith("page"):
             yield from _article(place, element, dropped)
         else:
-            text = markdown_prose("".join(without_fences(_lines(_child(element, "description")))))
-            yield place, {"kind": "description", "title": _child(element, "name"), "text": text}
+            title, text = _child(element, "name"), _child(element, "description")
+            yield place, {"kind": "description", "title": title, "text": text}
     if not found:
         dropped.add("XML that is neither a MediaWiki dump nor an OpenML description", stream.name)
 
@@ -112,16 +131,21 @@ def _child(element: _Element, name: str) -> str:
     return (element.findtext("{*}" + name) or "").strip()
 
 
-def _lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)
+def description_prose(text: str) -> str:
+    """The prose of Markdown, as OpenML's descriptions and notes are written in."""
+    return markdown_prose("".join(without_fences(text.splitlines(keepends=True))))
+
+
+def _web_page(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
+    for place, record in records.web_page(stream, dropped):
+        yield place, {"kind": "notes", **record}
 
 
 def _markdown(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
     content = records.whole(stream, dropped)
     if content is not None:
         text = FRONT_MATTER.sub("", content.decode("utf-8-sig", "replace"), count=1)
-        prose = markdown_prose("".join(without_fences(_lines(SHORTCODE.sub("", text)))))
-        yield stream.name, {"text": prose}
+        yield stream.name, {"kind": "notes", "text": description_prose(SHORTCODE.sub("", text))}
 
 
 def _pdf(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
@@ -143,6 +167,7 @@ def _pdf(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record
         AssertionError,
         ArithmeticError,
     )  # what pypdf raises on damaged files
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what is lost is counted below
     pages = []
     try:
         for page in PdfReader(io.BytesIO(content)).pages:
@@ -152,7 +177,7 @@ def _pdf(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record
             "rest of a PDF that is damaged", f"{stream.name} page {len(pages) + 1}: {error}"
         )
     text = "\n\n".join(pages)
-    yield stream.name, {"text": re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", text)}
+    yield stream.name, {"kind": "notes", "text": re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", text)}
 
 
 READERS: Mapping[str, records.Reader] = {
@@ -161,6 +186,6 @@ READERS: Mapping[str, records.Reader] = {
     ".md": _markdown,
     ".markdown": _markdown,
     ".pdf": _pdf,
-    ".html": records.web_page,
-    ".htm": records.web_page,
+    ".html": _web_page,
+    ".htm": _web_page,
 }

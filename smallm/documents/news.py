@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Iterator, Mapping
 
-from smallm.documents import Document, Dropped, records
+from smallm.documents import LARGEST_DOCUMENT, Draft, Dropped, records
 from smallm.documents.markup import html_prose
 from smallm.documents.streams import Stream, text_of
 from smallm.settings import CorpusSettings
@@ -30,26 +30,21 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
     """Yields a document an article: its title and its text."""
-    choice = records.Choice("category", settings.categories)
-    articles = 0
+    choice = dropped.choice("category", settings.categories)
     for place, record in records.records(settings, DATASET, dropped, readers=READERS):
         text = records.text_in(record, *TEXTS)
         if not text:
             dropped.add("record without a text", place)
             continue
-        articles += 1
         categories = _categories(record)
         if choice.keeps(categories):
             title = records.text_in(record, *TITLES)
-            yield from records.document(
-                "news", place, [clean(title), clean(text)], dropped, categories=" ".join(categories)
-            )
+            about = {"categories": " ".join(categories)}
+            yield Draft(place, "news", ((clean, title), (clean, text)), about)
         else:
             dropped.add("not in --categories", place)
-    if articles:
-        choice.check()
 
 
 def clean(text: str) -> str:
@@ -74,7 +69,7 @@ def _categories(record: records.Record) -> list[str]:
 
 def _csv(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
     """Rows by the names in the header; without one, AG News' class, title and text."""
-    csv.field_size_limit(records.LARGEST_DOCUMENT)
+    csv.field_size_limit(LARGEST_DOCUMENT)
     with text_of(stream, "utf-8-sig") as text:
         rows = csv.reader(text)
         names = ["class", "title", "text"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from upath import UPath
+
 from smallm.documents import Dropped
-from smallm.errors import SmallmError
+from smallm.errors import SmallmError, in_one_line
 from smallm.settings import CorpusSettings
 
 
@@ -19,35 +21,47 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     files = files_below(root, Dropped())
     for path in files:
         status = path.stat()
-        content.update(os.fsencode(path))
-        content.update(f" {status.st_size} {status.st_mtime_ns}\n".encode())
+        content.update(os.fsencode(str(path)))
+        content.update(f" {status.st_size} {status.st_mtime}\n".encode())
     return {"path": shown(root), "files": str(len(files)), "state": content.hexdigest()}
 
 
-def root_of(settings: CorpusSettings) -> Path:
+def root_of(settings: CorpusSettings) -> Path | UPath:
     """The file or folder of the settings; raises SmallmError when there is none."""
     if settings.path is None:
         raise SmallmError(f"source {settings.source!r} needs --path, a file or a folder")
-    root = settings.path.expanduser().resolve()
-    if not root.exists():
-        raise SmallmError(f"{shown(root)}: does not exist")
-    return root
+    if "://" not in settings.path:
+        root = Path(settings.path).expanduser().resolve()
+        if not root.exists():
+            raise SmallmError(f"{shown(root)}: does not exist")
+        return root
+    try:
+        found = UPath(settings.path)
+        exists = found.exists()
+    except (ImportError, OSError, ValueError) as error:  # the last: no such kind of URL
+        raise SmallmError(f"{settings.path}: cannot be read: {in_one_line(error)}") from None
+    if not exists:
+        raise SmallmError(f"{settings.path}: does not exist")
+    return found
 
 
-def shown(path: str | Path) -> str:
+def shown(path: str | Path | UPath) -> str:
     """A path as UTF-8 can hold it, whatever bytes the name is made of."""
-    return os.fsencode(Path(path).as_posix()).decode("utf-8", "replace")
+    return os.fsencode(str(path)).decode("utf-8", "replace")
 
 
-def name_of(path: Path, root: Path) -> str:
+def name_of(path: Path | UPath, root: Path | UPath) -> str:
     """The path of a file below the root, for the ids of documents."""
-    return shown(path.relative_to(root if root.is_dir() else root.parent))
+    base = root if root.is_dir() else root.parent
+    return shown(str(path).removeprefix(str(base)).lstrip("/"))
 
 
-def files_below(root: Path, dropped: Dropped) -> list[Path]:
+def files_below(root: Path | UPath, dropped: Dropped) -> Sequence[Path | UPath]:
     """All files below a folder, also behind links to folders, each folder once."""
     if root.is_file():
         return [root]
+    if isinstance(root, UPath):  # a bucket has no links and no permissions of its own
+        return sorted((each for each in root.rglob("*") if each.is_file()), key=str)
     found = []
     seen = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_counter(dropped)):

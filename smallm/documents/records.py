@@ -1,28 +1,23 @@
-"""What the dump sources share: records from JSON lines, XML and the hub, and their filters."""
+"""What the dump sources share: records from JSON lines, XML and the hub."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
 import orjson
 
-from smallm.documents import Document, Dropped, hub, paths
+from smallm.documents import LARGEST_DOCUMENT, Dropped, hub, paths
 from smallm.documents.streams import BLOCK, Stream, streams
-from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-LARGEST_DOCUMENT = 16 * 2**20  # bytes of one record as it stands in the dump
 PROLOGUE = 65_536  # bytes within which the first element of an XML file must begin
-VALUES_KEPT, VALUES_SHOWN = 100_000, 10
 
 Record = Mapping[str, Any]
 Reader = Callable[[Stream, Dropped], Iterator[tuple[str, Record]]]
@@ -52,15 +47,22 @@ def records(
     root = paths.root_of(settings)
     for path in paths.files_below(root, dropped):
         name = paths.name_of(path, root)
-        read = False
+        said = dropped.counts.total()
+        used = found = False
         for stream in streams(
             path, name, dropped, wanted=lambda each: bool(_reader(each, readers))
         ):
             reader = _reader(stream.name, readers)
             if reader is not None:
-                read = True
-                yield from reader(stream, dropped)
-        if not read:
+                used = True
+                for record in reader(stream, dropped):
+                    found = True
+                    yield record
+        if found or dropped.counts.total() > said:
+            continue
+        if used:
+            dropped.add("file without a record", name)
+        else:
             known = ", ".join(readers)
             dropped.add(f"file that is none of {known}, nor an archive of them", name)
 
@@ -231,63 +233,6 @@ def web_page(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, Record]]:
         yield stream.name, {"text": text}
     else:
         dropped.add("page without a main text", stream.name)
-
-
-class Choice:
-    """Keeps what has one of the wanted values; a pattern such as cs.* matches several."""
-
-    def __init__(self, what: str, wanted: Sequence[str]) -> None:
-        self.what = what
-        self.wanted = {each.casefold(): each for each in wanted}
-        self.found: set[str] = set()
-        self.values: Counter[str] = Counter()
-
-    def keeps(self, values: Iterable[str]) -> bool:
-        """Whether one of the values is wanted; everything is where nothing was asked for."""
-        if not self.wanted:
-            return True
-        kept = False
-        for value in values:
-            if value in self.values or len(self.values) < VALUES_KEPT:
-                self.values[value] += 1
-            folded = value.casefold()
-            for pattern in self.wanted:
-                if fnmatchcase(folded, pattern):
-                    self.found.add(pattern)
-                    kept = True
-        return kept
-
-    def check(self) -> None:
-        """Raises SmallmError when a wanted value was nowhere: it names those that were."""
-        missing = [name for pattern, name in self.wanted.items() if pattern not in self.found]
-        if not missing:
-            return
-        near = get_close_matches(missing[0], self.values, n=3)
-        often = [value for value, _ in self.values.most_common(VALUES_SHOWN)]
-        close = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise SmallmError(
-            f"unknown {self.what} {missing[0]!r}: no record has it{close} "
-            f"Frequent are: {', '.join(often) or 'none'}"
-        )
-
-
-def document(
-    source: str, place: str, parts: Iterable[str], dropped: Dropped, **metadata: str
-) -> Iterator[Document]:
-    """One document of the parts, a blank line between them; none, counted, when they are blank."""
-    text = "\n\n".join(part for each in parts if (part := each.strip()))
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        dropped.add("lone surrogates, replaced", place)
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        size = len(text)
-    if not text:
-        dropped.add("empty text", place)
-    elif size > LARGEST_DOCUMENT:
-        dropped.add(f"document over {LARGEST_DOCUMENT:,} bytes", place)
-    else:
-        yield Document(place, source, text, metadata)
 
 
 def text_in(record: Record, *names: str) -> str:

@@ -6,7 +6,8 @@ import html
 import re
 from collections.abc import Iterator, Mapping
 
-from smallm.documents import Document, Dropped, records
+from smallm.documents import Draft, Dropped, records
+from smallm.documents.choice import Choice
 from smallm.documents.markup import markdown_prose, without_fences
 from smallm.settings import CorpusSettings
 
@@ -28,29 +29,23 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
     """Yields a document a comment: its prose, without quoted parents."""
-    choice = records.Choice("subreddit", settings.subreddits)
-    comments = 0
+    choice = dropped.choice("subreddit", settings.subreddits)
     for place, record in records.records(settings, DATASET, dropped, readers=READERS):
         body = record.get("body")
         if not isinstance(body, str):
             dropped.add("record without a body", place)
             continue
-        comments += 1
         reason = _reason(record, body.strip(), choice, settings.minimum_score)
         if reason:
             dropped.add(reason, place)
             continue
-        subreddit = records.text_in(record, "subreddit")
-        yield from records.document("reddit", place, [prose(body)], dropped, subreddit=subreddit)
-    if comments:
-        choice.check()
+        about = {"subreddit": records.text_in(record, "subreddit")}
+        yield Draft(place, "reddit", ((prose, body),), about)
 
 
-def _reason(
-    record: records.Record, body: str, choice: records.Choice, minimum: int | None
-) -> str | None:
+def _reason(record: records.Record, body: str, choice: Choice, minimum: int | None) -> str | None:
     """Why a comment is left out; None when it stays."""
     if not choice.keeps([records.text_in(record, "subreddit")]):
         return "not in --subreddits"

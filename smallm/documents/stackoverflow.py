@@ -13,13 +13,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
-from smallm.documents import Document, Dropped, records
+from smallm.documents import LARGEST_DOCUMENT, Draft, Dropped, Form, records
+from smallm.documents.choice import Choice
 from smallm.documents.markup import html_with_code
 from smallm.documents.streams import Stream
+from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
 DATASET = {"dataset": "HuggingFaceH4/stack-exchange-preferences"}
 QUESTION, ANSWER = "1", "2"
+ORPHANS = """
+select count(*), min(site || ' post ' || id) from answer where not exists
+(select * from question where site = answer.site and id = answer.parent)
+"""
+Thread = tuple[str, str, list[str], list[str]]
+"""Place, title, the HTML of the question and its answers, tags."""
 TABLES = """
 create table question (
     site text, id integer, accepted integer, title text, body text, tags text,
@@ -41,23 +49,25 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
     """Yields a document a question: title, text, then the answers, best first, code kept."""
-    choice = records.Choice("tag", settings.tags)
+    choice = dropped.choice("tag", settings.tags)
     found = records.records(settings, DATASET, dropped, readers={"posts.xml": _rows})
     if settings.path is None:
         threads = _hub_threads(found, settings, choice, dropped)
     else:
         threads = _dump_threads(found, settings, choice, dropped)
-    for place, parts, tags in threads:
-        yield from records.document("stackoverflow", place, parts, dropped, tags=" ".join(tags))
+    for place, title, bodies, tags in threads:
+        parts: list[tuple[Form, str]] = [(str, title)]
+        parts += [(html_with_code, body) for body in bodies]
+        yield Draft(place, "stackoverflow", tuple(parts), {"tags": " ".join(tags)})
 
 
 def _rows(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
     for place, row in records.elements(stream, dropped, "row"):
         size = sum(len(value) for value in row.attrib.values())
-        if size > records.LARGEST_DOCUMENT:
-            dropped.add(f"post over {records.LARGEST_DOCUMENT:,} characters", place)
+        if size > LARGEST_DOCUMENT:
+            dropped.add(f"post over {LARGEST_DOCUMENT:,} characters", place)
         elif not str(row.get("Id", "")).isdigit() or row.get("Body") is None:
             dropped.add("row that is no post", place)
         else:
@@ -67,40 +77,37 @@ def _rows(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Recor
 def _dump_threads(
     rows: Iterator[tuple[str, records.Record]],
     settings: CorpusSettings,
-    choice: records.Choice,
+    choice: Choice,
     dropped: Dropped,
-) -> Iterator[tuple[str, list[str], list[str]]]:
+) -> Iterator[Thread]:
     with (
         tempfile.NamedTemporaryFile(prefix="smallm-posts-") as file,
         closing(sqlite3.connect(file.name)) as posts,
     ):
-        posts.executescript(f"pragma journal_mode=off; pragma synchronous=off; {TABLES}")
-        seen = 0
-        for place, row in rows:
-            seen += 1
-            reason = _store(posts, place.rpartition("#")[0], row, settings.minimum_score, choice)
-            if reason:
-                dropped.add(reason, place)
-        if seen:
-            choice.check()
-        posts.execute("create index thread on answer (site, parent)")
-        yield from _joined(posts)
-        orphans = posts.execute(
-            "select count(*), min(site || ' post ' || id) from answer where not exists "
-            "(select * from question where site = answer.site and id = answer.parent)"
-        ).fetchone()
-        if orphans[0]:
-            dropped.add("answer whose question is not kept", orphans[1], orphans[0])
+        try:
+            posts.executescript(f"pragma journal_mode=off; pragma synchronous=off; {TABLES}")
+            for place, row in rows:
+                reason = _store(posts, place.rpartition("#")[0], row, settings, choice)
+                if reason:
+                    dropped.add(reason, place)
+            posts.execute("create index thread on answer (site, parent)")
+            yield from _joined(posts)
+            orphans, first = posts.execute(ORPHANS).fetchone()
+        except sqlite3.OperationalError as error:  # such as a full disk
+            raise SmallmError(f"{file.name}: cannot be written: {error}") from error
+    if orphans:
+        dropped.add("answer whose question is not kept", first, orphans)
 
 
 def _store(
     posts: sqlite3.Connection,
     site: str,
     row: records.Record,
-    minimum: int | None,
-    choice: records.Choice,
+    settings: CorpusSettings,
+    choice: Choice,
 ) -> str | None:
     """Keeps a post, or says why not."""
+    minimum = settings.minimum_score
     kind, score = row.get("PostTypeId"), records.number_in(row, "Score")
     if kind not in (QUESTION, ANSWER):
         return "post that is neither question nor answer"
@@ -120,7 +127,7 @@ def _store(
     return None
 
 
-def _joined(posts: sqlite3.Connection) -> Iterator[tuple[str, list[str], list[str]]]:
+def _joined(posts: sqlite3.Connection) -> Iterator[Thread]:
     """Threads by site and the id of their question; the accepted answer first, then by score."""
     questions = posts.execute("select * from question order by site, id")
     for site, number, accepted, title, body, tags in questions:
@@ -129,8 +136,8 @@ def _joined(posts: sqlite3.Connection) -> Iterator[tuple[str, list[str], list[st
             "order by id = ? desc, score desc, id",
             (site, number, accepted or 0),
         )
-        texts = [html_with_code(each) for each in (body, *(answer for (answer,) in answers))]
-        yield f"{site} question {number}", [title, *texts], tags.split()
+        bodies = [body, *(answer for (answer,) in answers)]
+        yield f"{site} question {number}", title, bodies, tags.split()
 
 
 def _tags(value: str) -> list[str]:
@@ -141,13 +148,11 @@ def _tags(value: str) -> list[str]:
 def _hub_threads(
     rows: Iterator[tuple[str, records.Record]],
     settings: CorpusSettings,
-    choice: records.Choice,
+    choice: Choice,
     dropped: Dropped,
-) -> Iterator[tuple[str, list[str], list[str]]]:
+) -> Iterator[Thread]:
     """Rows that hold a question and a list of answers, as stack-exchange-preferences has them."""
-    seen = 0
     for place, row in rows:
-        seen += 1
         question = records.text_in(row, "question", "question_body", "body")
         if not question:
             dropped.add("row without a question", place)
@@ -164,9 +169,7 @@ def _hub_threads(
         kept.sort(key=lambda each: (not each.get("selected"), -_score(each)))
         bodies = [records.text_in(each, "text", "body") for each in kept]
         title = records.text_in(row, "title", "question_title")
-        yield place, [title, *(html_with_code(each) for each in (question, *bodies))], tags
-    if seen:
-        choice.check()
+        yield place, title, [question, *bodies], tags
 
 
 def _score(answer: records.Record) -> int:

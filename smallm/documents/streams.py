@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
+from upath import UPath
+
 from smallm.documents import Dropped
 from smallm.documents.paths import shown
 
@@ -103,11 +105,21 @@ class Stream:
 
 
 def streams(
-    path: Path, name: str, dropped: Dropped, *, wanted: Callable[[str], bool] = lambda _: True
+    path: Path | UPath,
+    name: str,
+    dropped: Dropped,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
 ) -> Iterator[Stream]:
     """The streams in a file: itself, unpacked, or those members of an archive that are wanted."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as opened:
+            # files of a bucket come without read1
+            file = (
+                opened
+                if hasattr(opened, "read1")
+                else io.BufferedReader(cast("Any", opened), BLOCK)
+            )
             head = file.read(8)
             file.seek(0)
             yield from _opened(file, head, name, dropped, wanted)
@@ -177,7 +189,8 @@ def _seven_zip(
     import py7zr
     from py7zr.exceptions import ArchiveError
 
-    packed = os.fstat(file.fileno()).st_size
+    packed = file.seek(0, os.SEEK_END)
+    file.seek(0)
     damage = (*DAMAGE, ArchiveError, ValueError, TypeError, IndexError, AssertionError)
     try:
         with py7zr.SevenZipFile(cast("Any", file)) as archive:

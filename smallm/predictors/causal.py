@@ -22,7 +22,7 @@ from smallm.predictors.sampling import choose
 from smallm.predictors.token_bytes import token_bytes
 from smallm.predictors.windows import Window, overlapping_windows, rolling_windows
 from smallm.scoring import TOP, Scores, rank
-from smallm.tape import WHITE_SPACE
+from smallm.spool import count_words
 from smallm.tokens import FINAL
 
 BATCH_TOKENS = 2048  # inputs of one forward pass, padding included
@@ -284,7 +284,7 @@ class _Table:
         return Scores(
             nll=np.bincount(document, weights=nll, minlength=len(texts)).astype(np.float64),
             bytes=np.array([len(text.encode()) for text in texts], np.int64),
-            words=np.array([len(WHITE_SPACE.split(text)) for text in texts], np.int64),
+            words=np.array([count_words(text) for text in texts], np.int64),
             tokens=np.bincount(document, minlength=len(texts)),
             hits=np.stack(columns, axis=1).astype(np.int64),
             confidence=confidence[order],

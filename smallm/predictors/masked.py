@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from smallm.errors import SmallmError
 from smallm.predictors import Decoding, Kind, NextWord, NextWords
-from smallm.tape import WHITE_SPACE
+from smallm.spool import count_words
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -138,7 +138,7 @@ class Masked:
         return PseudoScores(
             log_likelihood=np.array([each.sum() for each in per_token]),
             tokens=np.array([len(each) for each in per_token], dtype=np.int64),
-            words=np.array([len(WHITE_SPACE.split(text)) for text in texts], dtype=np.int64),
+            words=np.array([count_words(text) for text in texts], dtype=np.int64),
         )
 
     def token_pseudo_log_likelihoods(self, text: str) -> Floats:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import tokenizers
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from smallm.errors import SmallmError
-from smallm.tokens import FINAL, UNKNOWN_ID
+from smallm.tokens import BYTE_SIGNS, FINAL, UNKNOWN_ID
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's byte fallback
 
@@ -49,8 +48,7 @@ def _converter(backend: tokenizers.Tokenizer) -> Callable[[str], bytes] | None:
     decoder = json.loads(backend.to_str())["decoder"] or {}
     kinds = {decoder.get("type"), *(each["type"] for each in decoder.get("decoders", ()))}
     if "ByteLevel" in kinds:
-        table = {sign: byte for byte, sign in bytes_to_unicode().items()}
-        return lambda token: bytes(table[sign] for sign in token if sign in table)
+        return lambda token: bytes(BYTE_SIGNS[sign] for sign in token if sign in BYTE_SIGNS)
     if kinds & {"Metaspace", "ByteFallback"}:
         return _of_piece
     return None

@@ -1,0 +1,97 @@
+"""Near duplicates against exact Jaccard similarity and a brute-force search."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallm.duplicates import SHINGLE, band_hashes, banding, candidates, clusters, signatures
+
+WORDS = st.lists(st.sampled_from(["a", "b", "Cat", "dog", "é", "x1"]), max_size=12)
+
+
+def shingles(text):
+    words = text.lower().split() or [""]
+    return {tuple(words[n : n + SHINGLE]) for n in range(max(len(words) - SHINGLE + 1, 1))}
+
+
+def jaccard(one, two):
+    return len(shingles(one) & shingles(two)) / len(shingles(one) | shingles(two))
+
+
+def found(texts, threshold):
+    rows = signatures(texts)
+    bands = band_hashes(rows, threshold=threshold)
+    return clusters(
+        map(candidates, bands.T), lambda places: rows[places], len(rows), threshold=threshold
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(WORDS.map(" ".join), min_size=1, max_size=6))
+def test_a_signature_is_that_of_its_text_alone(texts):
+    together = signatures(texts)
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(signatures([text])[0], row)
+
+
+@settings(max_examples=60, deadline=None)
+@given(WORDS.map(" ".join), WORDS.map(" ".join))
+def test_equal_sets_of_shingles_have_equal_signatures_and_others_do_not(one, two):
+    first, second = signatures([one, two])
+    assert (first == second).all() == (shingles(one) == shingles(two))
+
+
+def test_the_estimate_is_near_the_exact_similarity():
+    rng = random.Random(0)
+    words = [f"w{n}" for n in range(400)]
+    for changed in (2, 10, 30):
+        other = list(words)
+        for place in rng.sample(range(len(words)), changed):
+            other[place] = f"x{place}"
+        one, two = " ".join(words), " ".join(other)
+        first, second = signatures([one, two])
+        assert np.mean(first == second) == pytest.approx(jaccard(one, two), abs=0.13)
+
+
+def test_clusters_are_those_of_a_brute_force_search():
+    rng = random.Random(1)
+    texts = []
+    for group in range(60):
+        words = [f"g{group}w{n}" for n in range(120)]
+        for copy in range(rng.randint(1, 4)):
+            texts.append(" ".join([*words, f"end{copy}"]))
+    rng.shuffle(texts)
+    leaders = found(texts, 0.75)
+    expected = [
+        next(other for other in range(len(texts)) if jaccard(texts[other], text) >= 0.75)
+        for text in texts
+    ]
+    assert leaders.tolist() == expected
+
+
+def test_a_chain_of_similar_texts_is_one_cluster():
+    words = [f"w{n}" for n in range(300)]
+    texts = [" ".join(words[start : start + 200]) for start in range(0, 100, 10)]
+    assert jaccard(texts[0], texts[-1]) < 0.5
+    assert found(texts, 0.75).tolist() == [0] * len(texts)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75, 0.9, 1.0])
+def test_banding_misses_few_pairs_at_the_threshold(threshold):
+    bands, rows = banding(threshold)
+    assert bands * rows <= 128
+    assert (1 - threshold**rows) ** bands <= 0.02
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_candidates_connect_all_that_agree_and_nothing_else(values):
+    hashes = np.array(values, dtype=np.uint64)
+    one, two = candidates(hashes)
+    assert (one < two).all()
+    assert (hashes[one] == hashes[two]).all()
+    linked = {int(place) for place in two}
+    firsts = {values.index(value) for value in values}
+    assert linked == set(range(len(values))) - firsts

@@ -1,0 +1,305 @@
+"""The tape of a corpus, built by a Ray cluster: dump files in a folder or bucket in, shards out.
+
+    python tune/prepare.py --source reddit --path s3://bucket/dumps
+
+It is the tape that `smallm corpus build` would build, with the same digest and name, in the home
+(SMALLM_HOME), which all machines must share: a search with the same settings finds it there. Each
+file is read by one task; of the documents only hashes, sizes and names of sources meet in the
+driver, about 50 bytes each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import ray
+import ray.data
+
+from smallm import duplicates
+from smallm.documents import Dropped, mixture
+from smallm.documents.tasks import Task, tasks
+from smallm.errors import SmallmError, in_one_line
+from smallm.files import whole_folder
+from smallm.home import open_home
+from smallm.options import messages, run_program, settings_options
+from smallm.provenance import code_digest, require_same_code, usable_cpus
+from smallm.settings import CorpusSettings, Settings
+from smallm.spool import HASH, batches, prepared
+from smallm.tape import (
+    Tape,
+    distinct,
+    hexadecimal,
+    no_text,
+    places_of,
+    rows_of,
+    tape_digest,
+    tape_folder,
+    weighted,
+    write_manifest,
+    write_shard,
+)
+
+PARTITIONS = 64  # of the bands' hashes: documents that may be near meet in one of them
+NUMBER = 2**32  # documents that a task may have
+
+Block = dict[str, Any]
+
+
+def read_task(block: Block, *, threshold: float, digest: str) -> Iterator[Block]:
+    """The documents of a task in blocks, and a last row with what was dropped."""
+    require_same_code(digest)
+    task: Task = pickle.loads(block["task"][0])
+    first = int(block["number"][0]) * NUMBER
+    dropped = Dropped()
+    for batch in batches(task.read(dropped)):
+        made = prepared(batch, threshold)
+        dropped.merge(made.dropped)
+        ends = np.cumsum(made.sizes)
+        yield {
+            "hash": [row.tobytes() for row in made.hashes],
+            "arrival": first + np.arange(len(ends)),
+            "id": made.ids,
+            "source": made.sources,
+            "text": [made.text[e - s : e] for e, s in zip(ends, made.sizes, strict=True)],
+            "words": made.words,
+            "signature": made.signatures,
+            "bands": made.bands,
+            "dropped": [b""] * len(ends),
+        }
+        first += len(ends)
+    nothing = prepared([], threshold)
+    yield {
+        "hash": [b""],
+        "arrival": np.array([first]),
+        "id": [""],
+        "source": [""],
+        "text": [b""],
+        "words": np.array([0]),
+        "signature": np.zeros((1, nothing.signatures.shape[1]), np.uint32),
+        "bands": np.zeros((1, nothing.bands.shape[1]), np.uint64),
+        "dropped": [pickle.dumps(task.named(dropped))],
+    }
+
+
+def small_columns(block: Block) -> Block:
+    """What the driver must know of each document."""
+    kept = {name: block[name] for name in ("hash", "arrival", "source", "dropped")}
+    return {**kept, "bytes": np.array([len(text) for text in block["text"]])}
+
+
+def band_rows(block: Block) -> Block:
+    """A row for each band of each document."""
+    bands = block["bands"].shape[1]
+    keys = block["bands"] + np.arange(bands, dtype=np.uint64) * duplicates.MULTIPLIER
+    return {
+        "partition": (keys % PARTITIONS).ravel().astype(np.int64),
+        "key": keys.ravel().view(np.int64),
+        "hash": np.repeat(block["hash"], bands),
+    }
+
+
+def near_pairs(group: Block) -> Block:
+    """The pairs of documents to compare, as the local build finds them, by their hashes."""
+    hashes, keys = group["hash"], group["key"]
+    order = np.lexsort((hashes, keys))
+    hashes, keys = hashes[order], keys[order]
+    same = (hashes[1:] == hashes[:-1]) & (keys[1:] == keys[:-1])
+    once = np.concatenate([[True], ~same])
+    one, two = duplicates.candidates(keys[once])
+    return {"one": hashes[once][one], "two": hashes[once][two]}
+
+
+def write_block(block: Block, *, folder: str) -> Block:
+    """Writes a block of sorted documents as a shard of the tape."""
+    if not len(block["hash"]):
+        return {"shard": [], "hashes": []}
+    hashes = _numbers(block["hash"])
+    columns = {
+        "id": block["id"],
+        "source": block["source"],
+        "hash": [hexadecimal(row) for row in hashes],
+        "place": places_of(hashes),
+        "bytes": [len(text) for text in block["text"]],
+        "words": block["words"],
+        "text": block["text"],
+    }
+    shard = write_shard([columns], Path(folder), name=hexadecimal(hashes[0]))
+    return {"shard": [pickle.dumps(shard)], "hashes": [hashes.tobytes()]}
+
+
+def build(settings: CorpusSettings, home: Path) -> Tape:
+    """The tape of a corpus, built by the cluster unless it is there."""
+    if settings.order != "hash" or settings.max_documents is not None:
+        raise SmallmError(
+            "a cluster builds tapes in hash order and of all documents: use `smallm corpus build` "
+            "with --order stratified or --max-documents"
+        )
+    folder, identity = tape_folder(settings, home)
+    if not (folder / "manifest.json").exists():
+        with whole_folder(folder) as temporary:
+            _build(settings, identity, temporary)
+    return Tape(folder)
+
+
+def _build(settings: CorpusSettings, identity: dict[str, Any], folder: Path) -> None:
+    start, threshold = time.perf_counter(), settings.near_duplicate_threshold
+    dropped = Dropped()
+    given = [
+        {"number": number, "task": pickle.dumps(task)}
+        for number, task in enumerate(tasks(settings, dropped))
+    ]
+    documents = (
+        ray.data.from_items(given, override_num_blocks=len(given))
+        .map_batches(
+            read_task, batch_size=1, fn_kwargs={"threshold": threshold, "digest": code_digest()}
+        )
+        .materialize()
+    )
+    hashes, arrivals, sizes, sources = _known(documents, dropped)
+    dropped.check()
+    if not len(hashes):
+        raise no_text(settings, dropped)
+    order = distinct(hashes)
+    leaders = _leaders(documents, hashes[order], threshold)
+    rows = order[leaders == np.arange(len(order))]
+    removed = {"exact": len(hashes) - len(order), "near": len(order) - len(rows)}
+    weights = mixture.weights(settings)
+    rows = rows[weighted(hashes[rows], sizes[rows], sources[rows], weights, dropped)]
+    kept = ray.put(np.sort(arrivals[rows]))
+    written = (
+        documents.map_batches(_kept, fn_kwargs={"kept": kept})
+        .sort("hash")
+        .map_batches(write_block, batch_size=None, fn_kwargs={"folder": str(folder)})
+        .take_all()
+    )
+    shards = [pickle.loads(row["shard"]) for row in written]
+    parts = dict(zip((shard["name"] for shard in shards), written, strict=True))
+    write_manifest(
+        folder,
+        identity,
+        sorted(shards, key=lambda shard: str(shard["name"])),
+        digest=tape_digest(np.frombuffer(parts[name]["hashes"], HASH) for name in sorted(parts)),
+        removed=removed,
+        dropped=dropped,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _known(documents: ray.data.Dataset, dropped: Dropped) -> tuple[Any, Any, Any, Any]:
+    """Hashes, arrivals, bytes and sources of all documents in the order of the local build."""
+    hashes, arrivals, sizes, sources = [], [], [], []
+    for block in documents.map_batches(small_columns).iter_batches(batch_size=None):
+        for lost in filter(None, block["dropped"]):
+            dropped.merge(pickle.loads(lost))
+        real = block["hash"] != b""
+        hashes.append(_numbers(block["hash"][real]))
+        arrivals.append(block["arrival"][real])
+        sizes.append(block["bytes"][real])
+        sources.append(block["source"][real])
+    order = np.argsort(np.concatenate(arrivals))
+    columns = (np.concatenate(each)[order] for each in (hashes, arrivals, sizes, sources))
+    return tuple(columns)  # type: ignore[return-value]
+
+
+def _leaders(documents: ray.data.Dataset, ranked: Any, threshold: float) -> Any:
+    """For each distinct document, in hash order, the first member of its cluster."""
+    found = (
+        documents.map_batches(_real)
+        .map_batches(band_rows)
+        .groupby("partition")
+        .map_groups(near_pairs, batch_format="numpy")
+        .to_pandas()
+    )
+    if not len(found):
+        return np.arange(len(ranked))
+    one, two = (rows_of(_numbers(found[name].to_numpy()), ranked) for name in ("one", "two"))
+    needed = np.unique(np.concatenate([one, two]))
+    wanted = ray.put(ranked[needed])
+    signatures = np.zeros((len(needed), duplicates.PERMUTATIONS), np.uint32)
+    signed = documents.map_batches(_signed, fn_kwargs={"wanted": wanted})
+    for block in signed.iter_batches(batch_size=None):
+        if len(block["hash"]):
+            signatures[rows_of(_numbers(block["hash"]), ranked[needed])] = block["signature"]
+    return duplicates.clusters(
+        [(np.minimum(one, two), np.maximum(one, two))],
+        lambda rows: signatures[np.searchsorted(needed, rows)],
+        len(ranked),
+        threshold=threshold,
+    )
+
+
+def _real(block: Block) -> Block:
+    return _selected(block, block["hash"] != b"")
+
+
+def _kept(block: Block, *, kept: ray.ObjectRef) -> Block:
+    arrivals = ray.get(kept)
+    places = np.searchsorted(arrivals, block["arrival"])
+    places[places == len(arrivals)] = 0
+    chosen = (arrivals[places] == block["arrival"]) & (block["hash"] != b"")
+    names = ("hash", "id", "source", "text", "words")
+    return _selected({name: block[name] for name in names}, chosen)
+
+
+def _signed(block: Block, *, wanted: ray.ObjectRef) -> Block:
+    real = _selected({name: block[name] for name in ("hash", "signature")}, block["hash"] != b"")
+    places = rows_of(_numbers(real["hash"]), ray.get(wanted))
+    return _selected(real, places >= 0)
+
+
+def _selected(block: Mapping[str, Any], chosen: Any) -> Block:
+    return {name: np.asarray(column)[chosen] for name, column in block.items()}
+
+
+def _numbers(hashes: Any) -> Any:
+    return np.frombuffer(b"".join(hashes), HASH).reshape(-1, 2)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong in a task, below what Ray wrapped around it."""
+    while inner := getattr(error, "cause", None) or error.__cause__:
+        error = inner
+    return error
+
+
+def start_ray() -> None:
+    """Joins the cluster that started this program, or starts Ray on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    own = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise SmallmError(f"Ray cannot start: {in_one_line(error)}") from None
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the error is told in a line below
+
+
+@click.command(context_settings={"max_content_width": 100})
+@settings_options("corpus")
+def main(given: dict[str, Any]) -> None:
+    """Build the tape of a corpus on a Ray cluster, each dump file in a task of its own."""
+    settings = Settings.from_flat(given).corpus
+    home = open_home()
+    start_ray()
+    try:
+        with messages().status(f"reading source {settings.source}"):
+            tape = build(settings, home)
+    except ray.exceptions.RayError as error:
+        raise SmallmError(f"the build failed: {in_one_line(_cause(error))}") from error
+    finally:
+        ray.shutdown()
+    shards = len(tape.manifest["shards"])
+    print(f"{len(tape):,} documents, {tape.manifest['bytes']:,} bytes, {shards} shards")
+    print(f"{tape.folder} digest {tape.manifest['digest']}")
+
+
+if __name__ == "__main__":
+    run_program(main)
