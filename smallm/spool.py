@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,8 +39,8 @@ class Batch:
     """What became of some documents: a row each in the arrays, their texts one after another."""
 
     text: bytes
-    sizes: NDArray[np.int64]
-    words: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    words: NDArray[np.int32]
     hashes: NDArray[Any]  # (documents, 2) of HASH
     signatures: duplicates.Signatures
     bands: duplicates.Hashes
@@ -62,8 +63,8 @@ def prepared(items: list[Item], threshold: float) -> Batch:
     signed = duplicates.signatures(texts)
     return Batch(
         text=b"".join(encoded),
-        sizes=np.array([len(each) for each in encoded], dtype=np.int64),
-        words=np.array([count_words(text) for text in texts], dtype=np.int64),
+        sizes=np.array([len(each) for each in encoded], dtype=np.int32),
+        words=np.array([count_words(text) for text in texts], dtype=np.int32),
         hashes=np.frombuffer(b"".join(hashes), dtype=HASH).reshape(-1, 2),
         signatures=signed,
         bands=duplicates.band_hashes(signed, threshold=threshold),
@@ -86,8 +87,8 @@ class Spool:
 
     folder: Path
     bands: int
-    sizes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    words: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    words: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     hashes: NDArray[Any] = field(default_factory=lambda: np.empty((0, 2), HASH))
     sources: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     id_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -96,12 +97,17 @@ class Spool:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        ends = np.cumsum(self.sizes, dtype=np.int64)
+        ends += np.cumsum(self.id_sizes, dtype=np.int64)
+        return np.concatenate([[0], ends])
+
     def records(self, rows: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """The id and the UTF-8 text of documents."""
-        starts = np.concatenate([[0], np.cumsum(self.sizes + self.id_sizes)])
         with (self.folder / "texts.bin").open("rb") as file:
             for row in rows:
-                file.seek(starts[row])
+                file.seek(self._starts[row])
                 name = file.read(self.id_sizes[row]).decode("utf-8", "replace")
                 yield name, file.read(self.sizes[row])
 

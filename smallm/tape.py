@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -104,12 +104,10 @@ class Tape:
         )
 
     @cached_property
-    def _texts(self) -> list[mmap.mmap]:
-        maps = []
-        for shard in self.manifest["shards"]:
-            with (self.folder / f"text-{shard['name']}.bin").open("rb") as file:
-                maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return maps
+    def _texts(self) -> list[IO[bytes]]:
+        # read, not mapped: mapped pages of a large tape count as memory of this process
+        names = [f"text-{shard['name']}.bin" for shard in self.manifest["shards"]]
+        return [(self.folder / name).open("rb", buffering=0) for name in names]
 
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
@@ -123,10 +121,10 @@ class Tape:
 
     def text(self, number: int) -> str:
         """The text of a document."""
-        first, last = self.ends[number], self.ends[number + 1]
+        first, last = int(self.ends[number]), int(self.ends[number + 1])
         shard = int(np.searchsorted(self._shard_starts, first, side="right")) - 1
-        start = self._shard_starts[shard]
-        return self._texts[shard][first - start : last - start].decode("utf-8")
+        place = first - int(self._shard_starts[shard])
+        return os.pread(self._texts[shard].fileno(), last - first, place).decode("utf-8")
 
     def texts(self, part: Slice) -> Iterator[str]:
         """The texts of a slice in tape order."""
@@ -235,11 +233,12 @@ def _write_tape(
     )
     rows = order[leaders == np.arange(len(order))]
     removed = {"exact": len(waiting) - len(order), "near": len(order) - len(rows)}
-    names = np.array(waiting.names)[waiting.sources[rows]]
-    stays = weighted(
-        waiting.hashes[rows], waiting.sizes[rows], names, mixture.weights(settings), dropped
-    )
-    rows = rows[stays]
+    if weights := mixture.weights(settings):
+        codes = {name: code for code, name in enumerate(waiting.names)}
+        sources = waiting.sources[rows]
+        masks = ((name, sources == codes.get(name, -1)) for name in weights)
+        sizes = waiting.sizes[rows]
+        rows = rows[weighted(waiting.hashes[rows], sizes, dict(masks), weights, dropped)]
     hashes = waiting.hashes[rows]
     if settings.order == "hash":
         places = places_of(hashes)
@@ -381,18 +380,18 @@ def _columns(
 
 def weighted(
     hashes: NDArray[Any],
-    sizes: NDArray[np.int64],
-    names: NDArray[Any],
+    sizes: NDArray[Any],
+    members: Mapping[str, NDArray[np.bool_]],
     weights: Mapping[str, float],
     dropped: Dropped,
 ) -> NDArray[np.bool_]:
     """Which documents stay so that the bytes of the sources stand in the ratio of the weights.
 
+    `members` says for each source which documents are its own.
+
     As many as there can be; which ones follows from their hashes, by other digits than their place.
     """
-    if not weights:
-        return np.ones(len(hashes), dtype=bool)
-    held = {name: int(sizes[names == name].sum()) for name in weights}
+    held = {name: int(sizes[mine].sum()) for name, mine in members.items()}
     missing = [name for name, size in held.items() if not size]
     if missing:
         raise SmallmError(f"part {missing[0]!r} of the mixture holds no text{_reasons(dropped)}")
@@ -400,7 +399,7 @@ def weighted(
     draws = (hashes[:, 1].astype(np.uint64) >> np.uint64(12)) / 2**52
     stays = np.zeros(len(hashes), dtype=bool)
     for name, weight in weights.items():
-        mine = names == name
+        mine = members[name]
         stays[mine] = draws[mine] < total * weight / held[name]
         left = hashes[mine & ~stays]
         if len(left):

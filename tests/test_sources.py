@@ -4,9 +4,12 @@ import bz2
 import csv
 import json
 import os
+import random
 import re
+import resource
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow
@@ -542,3 +545,39 @@ def test_a_folder_at_a_url(tmp_path):
     write(tmp_path / "b.jsonl", '{"text": "more"}\n')
     found, _ = read("folder", tmp_path.as_uri())
     assert [each.text for each in found] == ["Some text é.", "more"]
+
+
+# A full disk
+
+
+@contextmanager
+def full_disk(largest_file):
+    """No file can grow beyond that size, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("largest", [1_000, 30_000, 100_000, 200_000])
+@pytest.mark.parametrize("name", ["stackoverflow", "reddit"])
+def test_a_full_disk_in_the_middle_leaves_nothing_and_the_build_starts_again(
+    tmp_path, name, largest
+):
+    rng = random.Random(0)
+    words = [f"w{n}" for n in range(5_000)]
+    bodies = [" ".join(rng.sample(words, 100)) for _ in range(400)]
+    if name == "reddit":
+        path = write(tmp_path / "RC_2012-01", json_lines([{"body": body} for body in bodies]))
+    else:
+        rows = [row for n in range(1, 401) for row in thread(n, answers=0)]
+        for row, body in zip(rows, bodies, strict=True):
+            row["Body"] = body
+        path = write(tmp_path / "Posts.xml", xml_rows(rows))
+    settings = CorpusSettings(source=name, path=path)
+    with full_disk(largest), pytest.raises(SmallmError, match="cannot be written"):
+        build_tape(settings, home=tmp_path / "home")
+    assert list((tmp_path / "home" / "tapes").iterdir()) == []
+    assert len(build_tape(settings, home=tmp_path / "home")) == 400

@@ -171,8 +171,9 @@ def _build(settings: CorpusSettings, identity: dict[str, Any], folder: Path) -> 
     leaders = _leaders(documents, hashes[order], threshold)
     rows = order[leaders == np.arange(len(order))]
     removed = {"exact": len(hashes) - len(order), "near": len(order) - len(rows)}
-    weights = mixture.weights(settings)
-    rows = rows[weighted(hashes[rows], sizes[rows], sources[rows], weights, dropped)]
+    if weights := mixture.weights(settings):
+        members = {name: sources[rows] == name for name in weights}
+        rows = rows[weighted(hashes[rows], sizes[rows], members, weights, dropped)]
     kept = ray.put(np.sort(arrivals[rows]))
     written = (
         documents.map_batches(_kept, fn_kwargs={"kept": kept})
