@@ -120,7 +120,7 @@ def near_duplicate_cost(texts: list[str], megabytes: float) -> None:
     bands = duplicates.band_hashes(rows, threshold=0.75)
     signed = time.perf_counter()
     pairs = map(duplicates.candidates, bands.T)
-    duplicates.clusters(pairs, lambda places: rows[places], len(rows), threshold=0.75)
+    duplicates.followers(pairs, lambda places: rows[places], threshold=0.75)
     compared = time.perf_counter()
     print(
         f"near duplicates: {1000 * (signed - start) / megabytes:.0f} ms of one processor a MB for "

@@ -18,6 +18,7 @@ PERMUTATIONS = 128
 SHINGLE = 5
 SEED = 1
 LARGEST_MISS = 0.02
+HASH = np.dtype(np.uint64)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, of high entropy: 2**64 over the golden ratio
 
 Signatures = NDArray[np.uint32]
@@ -81,14 +82,13 @@ def band_hashes(rows: Signatures, *, threshold: float) -> Hashes:
     return hashes
 
 
-def clusters(
+def followers(
     pairs: Iterable[tuple[Places, Places]],
     signatures_at: Callable[[Places], Signatures],
-    count: int,
     *,
     threshold: float,
 ) -> Places:
-    """For each document the first member of its cluster; similarity is followed transitively.
+    """The documents that are near an earlier one; similarity is followed transitively.
 
     `pairs` are those to compare, such as the `candidates` of each band; `signatures_at` gives the
     signatures of some documents.
@@ -104,11 +104,13 @@ def clusters(
             near = same.mean(axis=1) >= threshold
             ones.append(pair[0][near])
             twos.append(pair[1][near])
-    one, two = np.concatenate(ones), np.concatenate(twos)
-    graph = coo_matrix((np.ones(len(one), bool), (one, two)), shape=(count, count))
+    # only those that are near another are nodes of the graph: few, of however many documents
+    members, nodes = np.unique(np.concatenate([*ones, *twos]), return_inverse=True)
+    one, two = np.split(nodes, 2)
+    graph = coo_matrix((np.ones(len(one), bool), (one, two)), shape=(len(members),) * 2)
     _, labels = connected_components(graph, directed=False)
-    _, leaders = np.unique(labels, return_index=True)
-    return np.asarray(leaders[labels], dtype=np.int64)
+    _, first_of = np.unique(labels, return_index=True)
+    return np.asarray(np.delete(members, first_of), dtype=np.int64)
 
 
 def candidates(hashes: Hashes) -> tuple[Places, Places]:
@@ -118,11 +120,12 @@ def candidates(hashes: Hashes) -> tuple[Places, Places]:
     """
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
-    opens = np.concatenate([[True], ranked[1:] != ranked[:-1]])
-    first = np.maximum.accumulate(np.where(opens, np.arange(len(order)), 0))
-    later = np.flatnonzero(~opens)
+    agrees = ranked[1:] == ranked[:-1]
+    later = np.flatnonzero(agrees) + 1
     before = later - 1
-    beside = first[later] != before  # else both pairs are the same
-    one = np.concatenate([order[first[later]], order[before[beside]]])
+    opens = np.concatenate([[True], np.diff(later) > 1])[: len(later)]  # the second of a run
+    first = np.maximum.accumulate(np.where(opens, before, 0))
+    beside = first != before  # else both pairs are the same
+    one = np.concatenate([order[first], order[before[beside]]])
     two = np.concatenate([order[later], order[later[beside]]])
     return one, two

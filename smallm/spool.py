@@ -1,31 +1,39 @@
 """Documents on their way to the tape: cleaned, hashed and signed by all processors, kept on disk.
 
-What grows with their number in memory are arrays of about 50 bytes a document; texts, names and
-signatures wait in files.
+Everything waits in files, a column each: memory holds those that a step needs, at most about 70
+bytes a document at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smallm import duplicates
-from smallm.documents import Document, Draft, Dropped
+from smallm.documents import LARGEST_DOCUMENT, Document, Draft, Dropped
 
 HASH_KEY = b"smallm tape 1"
 HASH = np.dtype(">u8")  # two of them: bytes and numbers in the same order
+COLUMNS: dict[str, np.dtype[Any]] = {
+    "hash": HASH,
+    "size": np.dtype(np.int32),
+    "words": np.dtype(np.int32),
+    "id_size": np.dtype(np.int32),
+    "source": np.dtype(np.int32),
+}
+"""What is kept of every document beside its text and signature, each in a file."""
 BATCH_CHARACTERS = 2**20
 ALONE = 8  # batches that are done before other processes are started: most corpora end there
 IN_FLIGHT = 2  # batches for each process
@@ -52,13 +60,18 @@ class Batch:
 def prepared(items: list[Item], threshold: float) -> Batch:
     """Cleans, hashes and signs some documents."""
     dropped = Dropped()
-    documents = []
+    documents, encoded = [], []
     for item in items:
         document = item.finished(dropped) if isinstance(item, Draft) else item
-        if document is not None:
-            documents.append(document)
+        if document is None:
+            continue
+        content = document.text.encode("utf-8")
+        if len(content) > LARGEST_DOCUMENT:
+            dropped.add(f"document over {LARGEST_DOCUMENT:,} bytes", document.id)
+            continue
+        documents.append(document)
+        encoded.append(content)
     texts = [document.text for document in documents]
-    encoded = [text.encode("utf-8") for text in texts]
     hashes = [hashlib.blake2b(each, key=HASH_KEY, digest_size=16).digest() for each in encoded]
     signed = duplicates.signatures(texts)
     return Batch(
@@ -81,45 +94,45 @@ def count_words(text: str) -> int:
     return len(text.split()) + text[0].isspace() + text[-1].isspace()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spool:
-    """The documents in the order they came, with duplicates; texts and signatures in files."""
+    """The documents in the order they came, with duplicates, in files: a column is read at need."""
 
     folder: Path
+    count: int
     bands: int
-    sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    words: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    hashes: NDArray[Any] = field(default_factory=lambda: np.empty((0, 2), HASH))
-    sources: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    id_sizes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    names: list[str] = field(default_factory=list)
+    names: Sequence[str]
+    """The sources, by the numbers in their column."""
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return self.count
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A figure of every document, by a name of COLUMNS, or `band-N`: the hashes of a band."""
+        kind: np.dtype[Any] = COLUMNS.get(name, duplicates.HASH)
+        found: NDArray[Any] = np.fromfile(self.folder / f"{name}.bin", dtype=kind)
+        return found.reshape(-1, 2) if name == "hash" else found
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
-        ends = np.cumsum(self.sizes, dtype=np.int64)
-        ends += np.cumsum(self.id_sizes, dtype=np.int64)
+        ends = np.cumsum(self.column("size"), dtype=np.int64)
+        ends += np.cumsum(self.column("id_size"), dtype=np.int64)
         return np.concatenate([[0], ends])
 
     def records(self, rows: Iterable[int]) -> Iterator[tuple[str, bytes]]:
         """The id and the UTF-8 text of documents."""
+        sizes = self.column("id_size")
         with (self.folder / "texts.bin").open("rb") as file:
             for row in rows:
                 file.seek(self._starts[row])
-                name = file.read(self.id_sizes[row]).decode("utf-8", "replace")
-                yield name, file.read(self.sizes[row])
+                name = file.read(sizes[row]).decode("utf-8", "replace")
+                yield name, file.read(self._starts[row + 1] - file.tell())
 
     def signatures_at(self, rows: NDArray[np.int64]) -> duplicates.Signatures:
         """The signatures of documents."""
         path = self.folder / "signatures.bin"
         mapped = np.memmap(path, dtype=np.uint32, mode="r").reshape(-1, duplicates.PERMUTATIONS)
         return np.asarray(mapped[rows])
-
-    def band(self, number: int) -> duplicates.Hashes:
-        """The hashes of all documents in a band."""
-        return np.fromfile(self.folder / f"band-{number:03}.bin", dtype=np.uint64)
 
 
 def spool(
@@ -132,50 +145,45 @@ def spool(
     workers: int,
 ) -> Spool:
     """Writes at most so many documents as they come; the folder must exist."""
-    kept = Spool(folder, duplicates.banding(threshold)[0])
-    rows: dict[str, list[Any]] = {name: [] for name in ("sizes", "words", "hashes", "sources")}
-    rows["id_sizes"] = []
+    bands = duplicates.banding(threshold)[0]
     codes: dict[str, int] = {}
     count = 0
     arguments = ((batch, threshold) for batch in batches(items))
-    with _writers(folder, kept.bands) as (texts, signatures, bands):
-        for batch in in_order(prepared, arguments, workers=workers):
+    with ExitStack() as files, closing(in_order(prepared, arguments, workers=workers)) as made:
+
+        def opened(name: str) -> IO[bytes]:
+            return files.enter_context((folder / f"{name}.bin").open("wb"))
+
+        texts, signatures = opened("texts"), opened("signatures")
+        columns = {name: opened(name) for name in COLUMNS}
+        columns |= {f"band-{number}": opened(f"band-{number}") for number in range(bands)}
+        for batch in made:
             dropped.merge(batch.dropped)
             number = len(batch.ids) if most is None else min(len(batch.ids), most - count)
             count += number
-            names = [each.encode("utf-8", "replace") for each in batch.ids[:number]]
+            labels = [each.encode("utf-8", "replace") for each in batch.ids[:number]]
             start = 0
-            for label, size in zip(names, batch.sizes[:number].tolist(), strict=True):
+            for label, size in zip(labels, batch.sizes[:number].tolist(), strict=True):
                 texts.write(label + batch.text[start : start + size])
                 start += size
             signatures.write(batch.signatures[:number].tobytes())
-            for file, column in zip(bands, batch.bands[:number].T, strict=True):
-                file.write(column.tobytes())
-            rows["sizes"].append(batch.sizes[:number])
-            rows["words"].append(batch.words[:number])
-            rows["hashes"].append(batch.hashes[:number])
-            rows["id_sizes"].append(np.array([len(each) for each in names], dtype=np.int32))
-            known = [codes.setdefault(each, len(codes)) for each in batch.sources[:number]]
-            rows["sources"].append(np.array(known, dtype=np.int32))
+            figures = {
+                "hash": batch.hashes,
+                "size": batch.sizes,
+                "words": batch.words,
+                "id_size": np.array([len(label) for label in labels], dtype=np.int32),
+                "source": np.array(
+                    [codes.setdefault(each, len(codes)) for each in batch.sources], dtype=np.int32
+                ),
+                **{f"band-{n}": column for n, column in enumerate(batch.bands.T)},
+            }
+            for name, figure in figures.items():
+                # on the way from a worker a column may have changed its byte order
+                kind = COLUMNS.get(name, duplicates.HASH)
+                columns[name].write(np.asarray(figure[:number], kind).tobytes())
             if count == most:
                 break
-    for name, parts in rows.items():
-        if parts:
-            setattr(kept, name, np.concatenate(parts))
-            parts.clear()
-    kept.names = list(codes)
-    return kept
-
-
-@contextmanager
-def _writers(folder: Path, bands: int) -> Iterator[tuple[Any, Any, list[Any]]]:
-    files = [(folder / name).open("wb") for name in ("texts.bin", "signatures.bin")]
-    files += [(folder / f"band-{number:03}.bin").open("wb") for number in range(bands)]
-    try:
-        yield files[0], files[1], files[2:]
-    finally:
-        for file in files:
-            file.close()
+    return Spool(folder, count, bands, list(codes))
 
 
 def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -195,7 +203,7 @@ def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def in_order(
     make: Callable[..., Made], arguments: Iterable[tuple[Any, ...]], *, workers: int
-) -> Iterator[Made]:
+) -> Generator[Made]:
     """The function's results in the order of its arguments, made by spawned processes.
 
     The first few are made here, and all of them with one worker. Memory holds a few results a

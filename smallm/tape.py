@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,7 +87,7 @@ class Tape:
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Byte offset at which each document ends in the text, after a leading 0."""
-        return np.concatenate([[0], np.cumsum(self.column("bytes"))])
+        return np.concatenate([[0], np.cumsum(self.column("bytes"), dtype=np.int64)])
 
     @cached_property
     def places(self) -> NDArray[np.float64]:
@@ -125,6 +125,19 @@ class Tape:
         shard = int(np.searchsorted(self._shard_starts, first, side="right")) - 1
         place = first - int(self._shard_starts[shard])
         return os.pread(self._texts[shard].fileno(), last - first, place).decode("utf-8")
+
+    def stretches(self, size: int) -> Iterator[tuple[Path, int, NDArray[np.int32]]]:
+        """The text in runs of about so many bytes: file, first byte, bytes of each document."""
+        done = 0
+        for shard in self.manifest["shards"]:
+            sizes = self.column("bytes")[done : done + shard["documents"]]
+            ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+            starts = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], size)))
+            bounds = [*starts[starts < len(sizes)].tolist(), len(sizes)]
+            path = self.folder / f"text-{shard['name']}.bin"
+            for first, last in pairwise(bounds):
+                yield path, int(ends[first]), sizes[first:last]
+            done += shard["documents"]
 
     def texts(self, part: Slice) -> Iterator[str]:
         """The texts of a slice in tape order."""
@@ -224,40 +237,51 @@ def _write_tape(
         dropped.check()  # everything was read
     if not len(waiting):
         raise no_text(settings, dropped)
-    order = distinct(waiting.hashes)
-    leaders = duplicates.clusters(
-        (duplicates.candidates(waiting.band(n)[order]) for n in range(waiting.bands)),
-        lambda rows: waiting.signatures_at(order[rows]),
-        len(order),
-        threshold=threshold,
-    )
-    rows = order[leaders == np.arange(len(order))]
-    removed = {"exact": len(waiting) - len(order), "near": len(order) - len(rows)}
+    rows, removed = _distinct_rows(waiting, threshold)
     if weights := mixture.weights(settings):
-        codes = {name: code for code, name in enumerate(waiting.names)}
-        sources = waiting.sources[rows]
-        masks = ((name, sources == codes.get(name, -1)) for name in weights)
-        sizes = waiting.sizes[rows]
-        rows = rows[weighted(waiting.hashes[rows], sizes, dict(masks), weights, dropped)]
-    hashes = waiting.hashes[rows]
-    if settings.order == "hash":
-        places = places_of(hashes)
-    else:
-        places = stratified_places(_Texts(waiting, rows), [hexadecimal(each) for each in hashes])
-    ranked = np.lexsort((hashes[:, 1], hashes[:, 0], places))
-    shard = write_shard(
-        _columns(waiting, rows[ranked], places[ranked]), folder, name=hexadecimal(hashes[ranked[0]])
-    )
+        sources, sizes = waiting.column("source")[rows], waiting.column("size")[rows]
+        members = {
+            name: sources == (waiting.names.index(name) if name in waiting.names else -1)
+            for name in weights
+        }
+        rows = rows[weighted(waiting.column("hash")[rows], sizes, members, weights, dropped)]
+    hashes = waiting.column("hash")
+    places: NDArray[np.float64] | None = None  # in hash order they follow from the hashes
+    if settings.order == "stratified":
+        named = [hexadecimal(each) for each in hashes[rows]]
+        places = stratified_places(_Texts(waiting, rows), named)
+        ranked = np.argsort(places, kind="stable")
+        rows, places = rows[ranked], places[ranked]
+    name = hexadecimal(hashes[rows[0]])
+    shard = write_shard(_columns(waiting, hashes, rows, places), folder, name=name)
     shutil.rmtree(folder / "spool")
     write_manifest(
         folder,
         identity,
         [shard],
-        digest=tape_digest([hashes[ranked]]),
+        digest=tape_digest(hashes[part] for part in _parts(rows)),
         removed=removed,
         dropped=dropped,
         seconds=time.perf_counter() - start,
     )
+
+
+def _distinct_rows(waiting: Spool, threshold: float) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The rows without duplicates and near duplicates, in hash order; how many were removed."""
+    order = distinct(waiting.column("hash"))
+    near = duplicates.followers(
+        (
+            duplicates.candidates(waiting.column(f"band-{number}")[order])
+            for number in range(waiting.bands)
+        ),
+        lambda places: waiting.signatures_at(order[places]),
+        threshold=threshold,
+    )
+    return np.delete(order, near), {"exact": len(waiting) - len(order), "near": len(near)}
+
+
+def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (rows[at : at + DOCUMENTS_AT_ONCE] for at in range(0, len(rows), DOCUMENTS_AT_ONCE))
 
 
 def no_text(settings: CorpusSettings, dropped: Dropped) -> SmallmError:
@@ -315,8 +339,8 @@ def write_shard(columns: Iterable[Columns], folder: Path, *, name: str) -> dict[
             "source": pa.dictionary(pa.int32(), pa.string()),
             "hash": pa.string(),
             "place": pa.float64(),
-            "bytes": pa.int64(),
-            "words": pa.int64(),
+            "bytes": pa.int32(),
+            "words": pa.int32(),
         }
     )
     with (
@@ -361,21 +385,28 @@ def write_manifest(
 
 
 def _columns(
-    waiting: Spool, rows: NDArray[np.int64], places: NDArray[np.float64]
+    waiting: Spool,
+    hashes: NDArray[Any],
+    rows: NDArray[np.int64],
+    places: NDArray[np.float64] | None,
 ) -> Iterator[Columns]:
     """The documents of a spool in this order, in parts as `write_shard` takes them."""
-    for first in range(0, len(rows), DOCUMENTS_AT_ONCE):
-        part = rows[first : first + DOCUMENTS_AT_ONCE]
-        ids, texts = zip(*waiting.records(part.tolist()), strict=True)
+    sources, sizes, words = (waiting.column(name) for name in ("source", "size", "words"))
+    done = 0
+    records = waiting.records(rows.tolist())
+    for part in _parts(rows):
+        ids, texts = zip(*islice(records, len(part)), strict=True)
+        mine = hashes[part]
         yield {
             "id": ids,
-            "source": [waiting.names[code] for code in waiting.sources[part].tolist()],
-            "hash": [hexadecimal(each) for each in waiting.hashes[part]],
-            "place": places[first : first + DOCUMENTS_AT_ONCE],
-            "bytes": waiting.sizes[part].tolist(),
-            "words": waiting.words[part].tolist(),
+            "source": [waiting.names[code] for code in sources[part].tolist()],
+            "hash": [hexadecimal(each) for each in mine],
+            "place": places_of(mine) if places is None else places[done : done + len(part)],
+            "bytes": sizes[part],
+            "words": words[part],
             "text": texts,
         }
+        done += len(part)
 
 
 def weighted(
@@ -499,39 +530,42 @@ def _write_token_folder(
 
 
 def _write_tokens(tape: Tape, folder: Path, *, workers: int) -> None:
-    sizes, spelling = [], []
-    starts = np.unique(np.searchsorted(tape.ends, np.arange(0, tape.ends[-1], BYTES_AT_ONCE)))
-    bounds = [*starts[starts < len(tape)].tolist(), len(tape)]
-    parts = [(tape.folder, folder, *pair) for pair in pairwise(bounds)]
+    spelled = []
+    ends = np.zeros(len(tape) + 1, dtype=np.int64)
+    done = 0
+    parts = ((folder, *part) for part in tape.stretches(BYTES_AT_ONCE))
     with (folder / "tokens.bin").open("wb") as file:
         for tokens, lengths, nll in in_order(_encoded, parts, workers=workers):
             file.write(tokens.tobytes())
-            sizes.append(lengths)
-            spelling.append(nll)
+            ends[done + 1 : done + 1 + len(lengths)] = lengths
+            done += len(lengths)
+            spelled.append(nll)
     np.savez(
         folder / "documents.npz",
-        ends=np.concatenate([[0], np.cumsum(np.concatenate(sizes))]),
+        ends=np.cumsum(ends, out=ends),
         bytes=tape.column("bytes"),
         words=tape.column("words"),
-        spelling_nll=np.concatenate(spelling),
+        spelling_nll=np.concatenate(spelled),
     )
 
 
 def _encoded(
-    tape_folder: Path, tokens_folder: Path, first: int, last: int
+    folder: Path, text: Path, start: int, sizes: NDArray[np.int32]
 ) -> tuple[Ids, NDArray[np.int64], NDArray[np.float64]]:
     """Tokens of some documents, each opened by id 0; their numbers; nats of their spelling."""
-    tape, tokenizer = _opened(tape_folder, tokens_folder)
-    texts = list(tape.texts(Slice("batch", first, last)))
+    tokenizer = _opened(folder)
+    with text.open("rb") as file:
+        file.seek(start)
+        texts = [file.read(size).decode("utf-8") for size in sizes]
     encoded = tokenizer.encode(texts)
     opened = [np.append(OPENING, tokenizer.predicted(ids)) for ids in encoded]
     spelling = [float(tokenizer.spelling_nll(ids).sum()) for ids in encoded]
     return np.concatenate(opened), np.array([len(ids) for ids in opened]), np.array(spelling)
 
 
-@lru_cache(maxsize=2)
-def _opened(tape_folder: Path, tokens_folder: Path) -> tuple[Tape, Tokenizer]:
-    return Tape(tape_folder), load_tokenizer(tokens_folder)
+@lru_cache(maxsize=1)
+def _opened(folder: Path) -> Tokenizer:
+    return load_tokenizer(folder)
 
 
 def copy_tokenizer(tokens: TokenTape, folder: Path) -> None:

@@ -3,18 +3,17 @@
 import json
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import click
 import pytest
 import yaml
+from disks import full_disk
 
 from smallm.cli import cli
 from smallm.documents import SOURCES
@@ -34,17 +33,6 @@ def process(*args, **options):
     """The program in a process of its own."""
     command = [sys.executable, "-c", START, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
-
-
-@contextmanager
-def full_disk(largest_file):
-    """No file can grow beyond that size, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,14 @@ import json
 import os
 import random
 import re
-import resource
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from disks import full_disk
 from dumps import PACKERS, json_lines, seven_zip, thread, wikipedia, xml_rows, zst
 
 from smallm.documents import Dropped, finished, source
@@ -548,17 +547,6 @@ def test_a_folder_at_a_url(tmp_path):
 
 
 # A full disk
-
-
-@contextmanager
-def full_disk(largest_file):
-    """No file can grow beyond that size, as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("largest", [1_000, 30_000, 100_000, 200_000])

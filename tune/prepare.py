@@ -168,9 +168,9 @@ def _build(settings: CorpusSettings, identity: dict[str, Any], folder: Path) -> 
     if not len(hashes):
         raise no_text(settings, dropped)
     order = distinct(hashes)
-    leaders = _leaders(documents, hashes[order], threshold)
-    rows = order[leaders == np.arange(len(order))]
-    removed = {"exact": len(hashes) - len(order), "near": len(order) - len(rows)}
+    near = _near(documents, hashes[order], threshold)
+    rows = np.delete(order, near)
+    removed = {"exact": len(hashes) - len(order), "near": len(near)}
     if weights := mixture.weights(settings):
         members = {name: sources[rows] == name for name in weights}
         rows = rows[weighted(hashes[rows], sizes[rows], members, weights, dropped)]
@@ -210,8 +210,8 @@ def _known(documents: ray.data.Dataset, dropped: Dropped) -> tuple[Any, Any, Any
     return tuple(columns)  # type: ignore[return-value]
 
 
-def _leaders(documents: ray.data.Dataset, ranked: Any, threshold: float) -> Any:
-    """For each distinct document, in hash order, the first member of its cluster."""
+def _near(documents: ray.data.Dataset, ranked: Any, threshold: float) -> Any:
+    """Of the distinct documents, in hash order, those that are near an earlier one."""
     found = (
         documents.map_batches(_real)
         .map_batches(band_rows)
@@ -220,7 +220,7 @@ def _leaders(documents: ray.data.Dataset, ranked: Any, threshold: float) -> Any:
         .to_pandas()
     )
     if not len(found):
-        return np.arange(len(ranked))
+        return np.empty(0, np.int64)
     one, two = (rows_of(_numbers(found[name].to_numpy()), ranked) for name in ("one", "two"))
     needed = np.unique(np.concatenate([one, two]))
     wanted = ray.put(ranked[needed])
@@ -229,10 +229,9 @@ def _leaders(documents: ray.data.Dataset, ranked: Any, threshold: float) -> Any:
     for block in signed.iter_batches(batch_size=None):
         if len(block["hash"]):
             signatures[rows_of(_numbers(block["hash"]), ranked[needed])] = block["signature"]
-    return duplicates.clusters(
+    return duplicates.followers(
         [(np.minimum(one, two), np.maximum(one, two))],
         lambda rows: signatures[np.searchsorted(needed, rows)],
-        len(ranked),
         threshold=threshold,
     )
 

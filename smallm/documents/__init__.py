@@ -47,16 +47,12 @@ class Draft:
         clean = (form(text).strip() for form, text in self.parts)
         text = "\n\n".join(part for part in clean if part)
         try:
-            size = len(text.encode("utf-8"))
+            text.encode("utf-8")
         except UnicodeEncodeError:
             dropped.add("lone surrogates, replaced", self.id)
             text = text.encode("utf-8", "replace").decode("utf-8")
-            size = len(text)
         if not text:
             dropped.add("empty text", self.id)
-            return None
-        if size > LARGEST_DOCUMENT:
-            dropped.add(f"document over {LARGEST_DOCUMENT:,} bytes", self.id)
             return None
         return Document(self.id, self.source, text, self.metadata)
 

@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from smallm.documents import Draft, Dropped, records
+from smallm.documents import LARGEST_DOCUMENT, Draft, Dropped, records
 from smallm.documents.choice import Choice
 from smallm.documents.markup import FRONT_MATTER, markdown_prose, without_fences
 from smallm.documents.openml_api import OPENML, openml_fingerprint, openml_records
 from smallm.documents.pieces import pieces
 from smallm.documents.streams import Stream
 from smallm.documents.wikitext import categories_in, wikitext_prose
+from smallm.errors import SmallmError
 from smallm.files import read_text
 from smallm.settings import CorpusSettings
 
@@ -57,7 +58,7 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
 
 def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
     """Yields a document an article, a description or a text of notes."""
-    if settings.categories and settings.path is not None:
+    if settings.categories:
         choice = dropped.choice("category", settings.categories)
     else:  # the topics that ship need not all occur
         choice = Choice("category", () if settings.titles else TOPICS)
@@ -78,7 +79,7 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
         if record.get("kind") == "description":
             yield Draft(place, "ml-text", ((str, title), (description_prose, text)))
             continue
-        in_category = bool(choice.wanted) and choice.keeps(categories_in(text))
+        in_category = bool(choice.wanted) and choice.keeps(_categories(record, settings))
         if not in_category and title not in titles:
             dropped.add("article outside --categories and --titles", f"{place} {title}")
             continue
@@ -90,11 +91,24 @@ def _from_openml(settings: CorpusSettings) -> bool:
     return settings.path is None and settings.dataset == OPENML
 
 
+def _categories(record: records.Record, settings: CorpusSettings) -> list[str]:
+    """The categories of an article: links in a dump's wikitext, on the hub a column of the row."""
+    if settings.path is not None or not settings.categories:
+        return categories_in(records.text_in(record, "text"))
+    listed = record.get("categories")
+    if listed is None:
+        raise SmallmError(
+            "the dataset has no categories: choose articles with --titles, a file of titles, or "
+            "read a dump with --path"
+        )
+    return [listed] if isinstance(listed, str) else [str(each) for each in listed]
+
+
 def _titles(settings: CorpusSettings) -> frozenset[str]:
     """The titles asked for, else those that ship; none where categories are asked for."""
     if settings.titles is not None:
         lines = read_text(settings.titles).splitlines()
-    elif settings.categories and settings.path is not None:
+    elif settings.categories:
         return frozenset()
     else:
         shipped = resources.files("smallm.documents") / "machine-learning-titles.txt"
@@ -168,10 +182,15 @@ def _pdf(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record
         ArithmeticError,
     )  # what pypdf raises on damaged files
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what is lost is counted below
-    pages = []
+    pages: list[str] = []
+    size = 0
     try:
         for page in PdfReader(io.BytesIO(content)).pages:
             pages.append(page.extract_text())
+            size += len(pages[-1])
+            if size > LARGEST_DOCUMENT:
+                dropped.add(f"rest of a PDF of over {LARGEST_DOCUMENT:,} characters", stream.name)
+                break
     except damage as error:
         dropped.add(
             "rest of a PDF that is damaged", f"{stream.name} page {len(pages) + 1}: {error}"

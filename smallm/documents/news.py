@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html
+import io
 import re
 from collections.abc import Iterator, Mapping
 
@@ -104,7 +105,9 @@ def _feed(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Recor
     if refused := records.refusal(content[: records.PROLOGUE]):
         dropped.add(refused, stream.name)
         return
-    parsed = feedparser.parse(content, sanitize_html=False, resolve_relative_uris=False)
+    parsed = feedparser.parse(  # of bytes alone it would look for a file of that name
+        io.BytesIO(content), sanitize_html=False, resolve_relative_uris=False
+    )
     if not parsed.version:
         dropped.add("XML file that is no RSS or Atom feed", stream.name)
     elif parsed.bozo:

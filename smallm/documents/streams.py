@@ -39,7 +39,11 @@ DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, zst
 
 
 class Stream:
-    """A binary stream whose damaged end is counted, with the offset, instead of raised."""
+    """A binary stream whose damaged end is counted, with the offset, instead of raised.
+
+    `packed` gives the bytes it was unpacked from, `before` those that its archive unpacked to so
+    far: an archive whose members share their packed bytes is a bomb as a whole.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Stream:
         dropped: Dropped,
         *,
         packed: Callable[[], int] | None = None,
+        before: int = 0,
         damage: tuple[type[Exception], ...] = DAMAGE,
     ) -> None:
         self.name = name
@@ -55,6 +60,7 @@ class Stream:
         self._file = file
         self._dropped = dropped
         self._packed = packed
+        self._before = before
         self._damage = damage
         self._ended = False
 
@@ -69,7 +75,8 @@ class Stream:
             self._end("truncated or damaged", str(error) or type(error).__name__)
             return b""
         self.offset += len(block)
-        if self._packed and self.offset > HARMLESS + LARGEST_EXPANSION * self._packed():
+        unpacked = self._before + self.offset
+        if self._packed and unpacked > HARMLESS + LARGEST_EXPANSION * self._packed():
             self._end(f"unpacks to over {LARGEST_EXPANSION} times its size", "a bomb")
             return b""
         return block
@@ -168,19 +175,22 @@ def _zip(
     except zipfile.BadZipFile as error:
         dropped.add("damaged archive", f"{name}: {error}")
         return
+    size = file.seek(0, os.SEEK_END)
+    unpacked = 0
     with archive:
         for member in archive.infolist():
             if member.is_dir() or not wanted(member.filename):
                 continue
             place = f"{name}/{shown(member.filename)}"
             try:
-                unpacked = archive.open(member)
+                opened = archive.open(member)
             except (RuntimeError, NotImplementedError, *DAMAGE) as error:  # encrypted, or unknown
                 dropped.add("member of an archive that cannot be unpacked", f"{place}: {error}")
                 continue
-            size = member.compress_size
-            with unpacked:
-                yield Stream(unpacked, place, dropped, packed=partial(int, size))
+            with opened:
+                stream = Stream(opened, place, dropped, packed=partial(int, size), before=unpacked)
+                yield stream
+            unpacked += stream.offset
 
 
 def _seven_zip(
@@ -198,14 +208,22 @@ def _seven_zip(
     except damage as error:  # py7zr meets garbage in its headers with many kinds of errors
         dropped.add("damaged archive", f"{name}: {error}")
         return
+    unpacked = 0
     for member in members:
         if not wanted(member.filename):
             continue
         place = f"{name}/{shown(member.filename)}"
         with closing(_Pipe(file, member.filename, damage)) as pipe:
-            yield Stream(
-                cast("IO[bytes]", pipe), place, dropped, packed=lambda: packed, damage=damage
+            stream = Stream(
+                cast("IO[bytes]", pipe),
+                place,
+                dropped,
+                packed=partial(int, packed),
+                before=unpacked,
+                damage=damage,
             )
+            yield stream
+        unpacked += stream.offset
 
 
 class _Pipe:
