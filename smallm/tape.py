@@ -19,8 +19,8 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,23 +32,23 @@ from numpy.typing import NDArray
 
 from smallm import duplicates
 from smallm.documents import Dropped, mixture, source
+from smallm.encoding import encoded_stretch
 from smallm.errors import SmallmError
 from smallm.files import read_json, whole_folder, write_json
 from smallm.provenance import code_digest
 from smallm.settings import CorpusSettings, TokenizerSettings
 from smallm.spool import HASH, Item, Spool, in_order, spool
 from smallm.strata import stratified_places
-from smallm.tokens import END_ID, Ids, Tokenizer, digest, load_tokenizer, train_tokenizer
+from smallm.tokens import Tokenizer, digest, load_tokenizer, train_tokenizer
 
 FORMAT = 2
 MINIMUM_DOCUMENTS, MINIMUM_BYTES = 3, 2_000  # of a slice: less cannot be scored or split
 DOCUMENTS_AT_ONCE = 4096
 BYTES_AT_ONCE = 2**20
-OPENING = np.array([END_ID], dtype=np.uint16)
 TOKENIZER_BYTES = 2**28  # of the training prefix: more changes no merge that matters
 # What decides the text of a tape, and its tokens: other code, other tape.
 TAPE_CODE = ("documents", "duplicates.py", "spool.py", "strata.py", "tape.py")
-TOKEN_CODE = ("tokens.py", "ngrams.py")
+TOKEN_CODE = ("encoding.py", "tokens.py", "ngrams.py")
 Columns = dict[str, Any]
 """Documents in tape order: id, source, hash, place, bytes, words, and text as UTF-8."""
 
@@ -89,19 +89,26 @@ class Tape:
         """Byte offset at which each document ends in the text, after a leading 0."""
         return np.concatenate([[0], np.cumsum(self.column("bytes"), dtype=np.int64)])
 
-    @cached_property
+    @property
     def places(self) -> NDArray[np.float64]:
         """Place of each document in [0, 1), ascending."""
         return self.column("place")
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of `documents`, without reading the others."""
-        return np.concatenate(
-            [
-                pd.read_parquet(self._table(shard), columns=[name])[name].to_numpy()
-                for shard in self.manifest["shards"]
-            ]
+        batches = (
+            batch.to_pandas()[name].to_numpy()
+            for shard in self.manifest["shards"]
+            for batch in pq.ParquetFile(self._table(shard)).iter_batches(columns=[name])
         )
+        first = next(batches)
+        found = np.empty(len(self), dtype=first.dtype)
+        done = 0
+        for part in chain([first], batches):
+            found[done : done + len(part)] = part
+            done += len(part)
+        pa.default_memory_pool().release_unused()
+        return found
 
     @cached_property
     def _texts(self) -> list[IO[bytes]]:
@@ -126,18 +133,18 @@ class Tape:
         place = first - int(self._shard_starts[shard])
         return os.pread(self._texts[shard].fileno(), last - first, place).decode("utf-8")
 
-    def stretches(self, size: int) -> Iterator[tuple[Path, int, NDArray[np.int32]]]:
+    def stretches(self, size: int) -> Iterator[tuple[Path, int, NDArray[np.int64]]]:
         """The text in runs of about so many bytes: file, first byte, bytes of each document."""
-        done = 0
-        for shard in self.manifest["shards"]:
-            sizes = self.column("bytes")[done : done + shard["documents"]]
-            ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-            starts = np.unique(np.searchsorted(ends, np.arange(0, ends[-1], size)))
-            bounds = [*starts[starts < len(sizes)].tolist(), len(sizes)]
+        first = 0
+        for shard, start in zip(self.manifest["shards"], self._shard_starts, strict=False):
             path = self.folder / f"text-{shard['name']}.bin"
-            for first, last in pairwise(bounds):
-                yield path, int(ends[first]), sizes[first:last]
-            done += shard["documents"]
+            last_of_shard = first + shard["documents"]
+            while first < last_of_shard:
+                wanted = self.ends[first] + size
+                last = int(np.clip(np.searchsorted(self.ends, wanted), first + 1, last_of_shard))
+                sizes = np.diff(self.ends[first : last + 1])
+                yield path, int(self.ends[first] - start), sizes
+                first = last
 
     def texts(self, part: Slice) -> Iterator[str]:
         """The texts of a slice in tape order."""
@@ -530,42 +537,23 @@ def _write_token_folder(
 
 
 def _write_tokens(tape: Tape, folder: Path, *, workers: int) -> None:
-    spelled = []
     ends = np.zeros(len(tape) + 1, dtype=np.int64)
+    spelling = np.zeros(len(tape))
     done = 0
     parts = ((folder, *part) for part in tape.stretches(BYTES_AT_ONCE))
     with (folder / "tokens.bin").open("wb") as file:
-        for tokens, lengths, nll in in_order(_encoded, parts, workers=workers):
+        for tokens, lengths, nll in in_order(encoded_stretch, parts, workers=workers):
             file.write(tokens.tobytes())
-            ends[done + 1 : done + 1 + len(lengths)] = lengths
-            done += len(lengths)
-            spelled.append(nll)
+            last = done + len(lengths)
+            ends[done + 1 : last + 1], spelling[done:last] = lengths, nll
+            done = last
     np.savez(
         folder / "documents.npz",
         ends=np.cumsum(ends, out=ends),
         bytes=tape.column("bytes"),
         words=tape.column("words"),
-        spelling_nll=np.concatenate(spelled),
+        spelling_nll=spelling,
     )
-
-
-def _encoded(
-    folder: Path, text: Path, start: int, sizes: NDArray[np.int32]
-) -> tuple[Ids, NDArray[np.int64], NDArray[np.float64]]:
-    """Tokens of some documents, each opened by id 0; their numbers; nats of their spelling."""
-    tokenizer = _opened(folder)
-    with text.open("rb") as file:
-        file.seek(start)
-        texts = [file.read(size).decode("utf-8") for size in sizes]
-    encoded = tokenizer.encode(texts)
-    opened = [np.append(OPENING, tokenizer.predicted(ids)) for ids in encoded]
-    spelling = [float(tokenizer.spelling_nll(ids).sum()) for ids in encoded]
-    return np.concatenate(opened), np.array([len(ids) for ids in opened]), np.array(spelling)
-
-
-@lru_cache(maxsize=1)
-def _opened(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)
 
 
 def copy_tokenizer(tokens: TokenTape, folder: Path) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(smallm.__file__).parent
 LEVELS = [
     ["__init__", "errors", "files", "hardware", "settings", "provenance", "spaces"],
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
-    ["spool"],
+    ["encoding", "spool"],
     ["home", "options", "space", "tape"],
     ["batches", "scoring", "replicates", "quality", "corpus_profile"],
     ["training", "references", "champion", "calibration"],
