@@ -119,7 +119,7 @@ def near_duplicate_cost(texts: list[str], megabytes: float) -> None:
     rows = duplicates.signatures(texts)
     bands = duplicates.band_hashes(rows, threshold=0.75)
     signed = time.perf_counter()
-    pairs = map(duplicates.candidates, bands.T)
+    pairs = (pair for band in bands.T for pair in duplicates.candidates(band))
     duplicates.followers(pairs, lambda places: rows[places], threshold=0.75)
     compared = time.perf_counter()
     print(

@@ -49,6 +49,7 @@ def save_model(
     origin = {
         "corpus": tokens.tape.manifest["digest"],
         "heldout_above": heldout_above,
+        "code": tokens.tape.manifest["code"],
         "sources": sorted(set(tokens.tape.column("source"))),
     }
     write_json(folder / ORIGIN, origin)
@@ -63,6 +64,8 @@ class Origin:
     """Digest of the tape."""
     heldout_above: float
     """Largest split ratio of its search."""
+    code: str = ""
+    """Digest of the code that made its documents."""
     sources: Sequence[str] = ()
     """Names of the sources of its text."""
 

@@ -21,6 +21,7 @@ from smallm.options import (
     print_json,
     settings_options,
 )
+from smallm.settings import CorpusSettings
 
 if TYPE_CHECKING:
     from smallm.champion import Origin
@@ -371,11 +372,28 @@ def _warn(tape: Tape, origins: Mapping[str, Origin], slice_name: str) -> None:
 
 
 def _same_order(tape: Tape, origin: Origin) -> bool:
-    """Whether a document that is held out here was held out from the model's training, too.
+    """Whether a text that is held out here was held out from the model's training, too.
 
-    In hash order a document's place follows from its content alone, whatever else is in a corpus.
+    In hash order a document's place follows from its text alone, whatever else is in a corpus: so
+    it was, where the same records became the same texts.
     """
-    return origin.settings.corpus.order == str(tape.manifest["settings"]["order"]) == "hash"
+    from smallm.documents.mixture import parts
+
+    def forms(settings: CorpusSettings) -> dict[str, tuple[Any, ...]]:
+        each = [part.settings for part in parts(settings)] if settings.source == "mixture" else []
+        return {part.source: (part.latex, part.minimum_score) for part in each or [settings]}
+
+    here = CorpusSettings.model_validate(tape.manifest["settings"])
+    there = origin.settings.corpus
+    try:
+        ours, theirs = forms(here), forms(there)
+    except SmallmError:  # the file of the model's mixture is gone
+        return False
+    return (
+        here.order == there.order == "hash"
+        and origin.code == tape.manifest["code"]
+        and all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
+    )
 
 
 def _own_tokens(

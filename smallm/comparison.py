@@ -48,6 +48,8 @@ MASKED_BYTES, MASKED_WINDOW = 8_192, 64  # bytes that masked models score, token
 CONTINUATION_WORDS, PROMPT_WORDS = 15, 24  # of the passages that generation is judged by
 FITTING_BYTES = 16_384
 NEXT_WORDS = 5
+SOURCE_DOCUMENTS = 10  # of each source of a mixture that are scored, where there are as many
+MIXED = 4  # times the bytes that are asked for, at most, to have them
 LONGEST = 300  # tokens that a continuation may need for its words
 EVERYDAY = Decoding(max_tokens=LONGEST, temperature=0.8, top_p=0.95)
 SHORT = replace(EVERYDAY, max_tokens=30)
@@ -137,11 +139,17 @@ def _place(name: str, folders: Mapping[str, Path], trouble: Trouble) -> str | Ab
 
 def held_out(tape: Tape, part: Slice, *, most_bytes: int, fitting: Slice | None) -> HeldOut:
     """The beginning of a slice, at least two documents, and what temperatures are fitted on."""
+    sources = tape.column("source")[part.first : part.last]
     first = tape.beginning(part, most_bytes)
-    first = replace(first, last=min(max(first.last, first.first + 2), part.last))
+    # of a mixture so much that each source is there, within bounds
+    longest = tape.beginning(part, MIXED * most_bytes)
+    needed = [np.flatnonzero(sources == name)[:SOURCE_DOCUMENTS].max() for name in set(sources)]
+    mixed = min(part.first + int(max(needed)) + 1, longest.last) if len(needed) > 1 else 0
+    last = min(max(first.last, first.first + 2, mixed), part.last)
+    first = replace(first, last=last)
     fitted = list(tape.texts(tape.beginning(fitting, FITTING_BYTES))) if fitting else []
-    sources = tape.column("source")[first.first : first.last].tolist()
-    return HeldOut(first, list(tape.texts(first)), fitted, sources)
+    named = sources[: last - part.first].tolist()
+    return HeldOut(first, list(tape.texts(first)), fitted, named)
 
 
 def evaluate(

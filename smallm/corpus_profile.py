@@ -11,19 +11,18 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+from smallm.duplicates import Hashes, ngrams
 from smallm.strata import strata
 from smallm.tape import Slice, Tape
 
 Record = dict[str, Any]
-Hashes = NDArray[np.uint64]
 
 NGRAM = 13  # words: what GPT-3 and others count as seen before
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, of high entropy: 2**64 over the golden ratio
 OVERLAP_BYTES = 16 * 2**20  # of a held-out slice: the rest of a larger one is as the first
+TRAINING_BYTES = 2**30  # of the training text that is searched for them
+GROWTH_BYTES = 2**28  # of the tape, whose different words fit into memory
 STRATA_DOCUMENTS = 200_000
 GROWTH_POINTS = 24
 SAMPLE = 300  # characters
@@ -83,10 +82,11 @@ def _lengths(tape: Tape) -> list[Record]:
 
 def _growth(tape: Tape) -> list[Record]:
     """Distinct words among the first words of the tape, at points of equal ratio."""
-    words = tape.manifest["words"]
+    shown = tape.beginning(Slice("all", 0, len(tape)), GROWTH_BYTES)
+    words = int(tape.column("words")[: shown.last].sum())
     ends = np.unique(np.geomspace(min(100, words), words, GROWTH_POINTS).astype(int)).tolist()
     seen: set[str] = set()
-    stream = (word for text in tape.texts(Slice("all", 0, len(tape))) for word in text.split())
+    stream = (word for text in tape.texts(shown) for word in text.split())
     points, read = [], 0
     for end in ends:
         seen.update(islice(stream, end - read))
@@ -98,11 +98,12 @@ def _growth(tape: Tape) -> list[Record]:
 def _overlap(tape: Tape, *, training: Slice, part: Slice) -> Record:
     """The share of a held-out slice's 13-grams that the training text has, and the documents."""
     part = tape.beginning(part, OVERLAP_BYTES)
-    rows = [ngram_hashes(text) for text in tape.texts(part)]
+    training = tape.beginning(training, TRAINING_BYTES)
+    rows = [long_ngrams(text) for text in tape.texts(part)]
     wanted = np.unique(np.concatenate(rows))
     found = np.zeros(len(wanted), dtype=bool)
     for text in tape.texts(training):
-        hashes = ngram_hashes(text)
+        hashes = long_ngrams(text)
         places = np.searchsorted(wanted, hashes)
         places[places == len(wanted)] = 0
         if len(wanted):
@@ -112,6 +113,7 @@ def _overlap(tape: Tape, *, training: Slice, part: Slice) -> Record:
     total = sum(map(len, rows))
     return {
         "documents": len(part),
+        "training_bytes": tape.bytes(training),
         "ngrams": total,
         "seen": sum(seen),
         "share": sum(seen) / total if total else 0.0,
@@ -119,27 +121,22 @@ def _overlap(tape: Tape, *, training: Slice, part: Slice) -> Record:
     }
 
 
-def ngram_hashes(text: str) -> Hashes:
-    """A hash of each run of 13 words, lower-cased."""
-    words = np.array(
-        [xxhash.xxh3_64_intdigest(word.encode()) for word in text.lower().split()], dtype=np.uint64
-    )
-    number = max(len(words) - NGRAM + 1, 0)
-    hashes = np.zeros(number, dtype=np.uint64)
-    for place in range(NGRAM):
-        hashes = (hashes ^ words[place : place + number]) * MULTIPLIER
-    return hashes
+def long_ngrams(text: str) -> Hashes:
+    """A hash of each run of 13 words, lower-cased; none for a shorter text."""
+    hashes, _ = ngrams([text], NGRAM)
+    return hashes if len(text.split()) >= NGRAM else hashes[:0]
 
 
 def _strata(tape: Tape, parts: dict[str, Slice]) -> Record:
     """How documents with many rare words spread over the slices, and whether that is chance."""
-    shown = Slice("all", 0, min(len(tape), STRATA_DOCUMENTS))
-    table = strata(list(tape.texts(shown)))
-    rare = table["rare"].to_numpy()
+    # of more documents every so many: the held-out slices lie at the end
+    places = range(0, len(tape), -(-len(tape) // STRATA_DOCUMENTS))
+    rare = strata([tape.text(place) for place in places])["rare"].to_numpy()
     overall = np.bincount(rare, minlength=3) / len(rare)
     shares = {}
     for name, part in parts.items():
-        counts = np.bincount(rare[part.first : min(part.last, shown.last)], minlength=3)
+        first, last = np.searchsorted(places, [part.first, part.last])
+        counts = np.bincount(rare[first:last], minlength=3)
         if counts.sum():
             expected = overall * counts.sum()
             kept = expected > 0

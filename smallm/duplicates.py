@@ -6,7 +6,7 @@ are compared. All is arrays, a few bytes a document, so that millions of documen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -18,6 +18,7 @@ PERMUTATIONS = 128
 SHINGLE = 5
 SEED = 1
 LARGEST_MISS = 0.02
+ALL_PAIRS, NEIGHBOURS = 512, 32
 HASH = np.dtype(np.uint64)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, of high entropy: 2**64 over the golden ratio
 
@@ -30,36 +31,37 @@ def signatures(texts: Sequence[str]) -> Signatures:
     """MinHash signatures of the texts' lower-cased word 5-grams, (texts, PERMUTATIONS)."""
     if not texts:
         return np.empty((0, PERMUTATIONS), dtype=np.uint32)
-    hashes, offsets = _shingles(texts)
+    hashes, offsets = ngrams(texts, SHINGLE)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
     return np.array(matrix.to_rows(), dtype=np.uint32)
 
 
-def _shingles(texts: Sequence[str]) -> tuple[Hashes, list[int]]:
-    """The hashes of all texts' 5-grams, text after text, and where each text's begin."""
+def ngrams(texts: Sequence[str], length: int) -> tuple[Hashes, list[int]]:
+    """A hash of each run of so many lower-cased words, text after text, and where each text begins.
+
+    A text of fewer words has one run, filled up with empty words.
+    """
     words: list[int] = []
-    ends = [0]
+    numbers = []
     known: dict[str, int] = {}
     for text in texts:
-        for word in text.lower().split() or [""]:
+        split = text.lower().split()
+        split += [""] * (length - len(split))
+        for word in split:
             number = known.get(word)
             if number is None:
                 number = known[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8"))
             words.append(number)
-        ends.append(len(words))
-    # A text shorter than a shingle is one shingle; no shingle reaches into the next text.
-    stream = np.concatenate([np.array(words, dtype=np.uint64), np.zeros(SHINGLE, np.uint64)])
-    bounds = np.array(ends)
-    text_of = np.repeat(np.arange(len(texts)), np.diff(bounds))
-    rolled = np.zeros(len(words), dtype=np.uint64)
-    inside = np.arange(len(words))
-    for step in range(SHINGLE):
-        shorter = inside + step >= bounds[text_of + 1]
-        part = np.where(shorter, np.uint64(0), stream[step : step + len(words)])
-        rolled = (rolled ^ part) * MULTIPLIER
-    number = np.maximum(np.diff(bounds) - SHINGLE + 1, 1)
-    kept = inside - bounds[text_of] < number[text_of]
-    return rolled[kept], [0, *np.cumsum(number).tolist()]
+        numbers.append(len(split))
+    stream = np.array(words, dtype=np.uint64)
+    runs = np.array(numbers) - length + 1
+    rolled = np.zeros(max(len(stream) - length + 1, 0), dtype=np.uint64)
+    for place in range(length):
+        rolled = (rolled ^ stream[place : place + len(rolled)]) * MULTIPLIER
+    # none that reaches into the next text
+    starts = np.repeat(np.cumsum(numbers) - numbers, runs)
+    inside = np.arange(len(starts)) - np.repeat(np.cumsum(runs) - runs, runs)
+    return rolled[starts + inside], [0, *np.cumsum(runs).tolist()]
 
 
 @cache
@@ -113,19 +115,24 @@ def followers(
     return np.asarray(np.delete(members, first_of), dtype=np.int64)
 
 
-def candidates(hashes: Hashes) -> tuple[Places, Places]:
+def candidates(hashes: Hashes) -> Iterator[tuple[Places, Places]]:
     """Pairs (earlier, later) to compare among the documents whose hashes agree.
 
-    Each is compared with the first of them and with the one before.
+    All pairs, where at most ALL_PAIRS documents agree. Of more, as texts from one template do, each
+    is compared with the first and with the NEIGHBOURS before it: some pairs are missed then.
     """
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
-    agrees = ranked[1:] == ranked[:-1]
-    later = np.flatnonzero(agrees) + 1
-    before = later - 1
-    opens = np.concatenate([[True], np.diff(later) > 1])[: len(later)]  # the second of a run
-    first = np.maximum.accumulate(np.where(opens, before, 0))
-    beside = first != before  # else both pairs are the same
-    one = np.concatenate([order[first], order[before[beside]]])
-    two = np.concatenate([order[later], order[later[beside]]])
-    return one, two
+    later = np.flatnonzero(ranked[1:] == ranked[:-1]) + 1
+    first = np.searchsorted(ranked, ranked[later])
+    agree = np.searchsorted(ranked, ranked[later], side="right") - first
+    reach = np.where(agree <= ALL_PAIRS, later - first, np.minimum(later - first, NEIGHBOURS))
+    far = later - first > reach
+    if far.any():
+        yield order[first[far]], order[later[far]]
+    step = 1
+    while len(later):
+        yield order[later - step], order[later]
+        step += 1
+        more = reach >= step
+        later, reach = later[more], reach[more]

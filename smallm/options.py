@@ -39,7 +39,10 @@ class Several(click.ParamType[tuple[Any, ...]]):
         if not isinstance(value, str):
             return tuple(value)
         try:
-            return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
+            found = tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
+            if not found:
+                self.fail(f"{value!r} names nothing", param, ctx)
+            return found
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 42,43,44", param, ctx)
 

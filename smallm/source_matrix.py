@@ -21,9 +21,9 @@ Record = Mapping[str, Any]
 SECTION = "sources"
 WORDS = (
     "Bits per byte of the held-out text of each source. A document's side of a cut follows from "
-    "its content, so what is held out here is held out in the corpus of every model of the same "
-    "order and ratios. Intervals are over documents; how much a model varies with its seed is not "
-    "in them."
+    "its text, so what is held out here, word for word, is held out in the corpus of every model "
+    "of the same order and ratios; near copies need not be. Intervals are over documents; how much "
+    "a model varies with its seed is not in them."
 )
 
 

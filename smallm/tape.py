@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from smallm import duplicates
-from smallm.documents import Dropped, mixture, source
+from smallm.documents import Dropped, check_filters, mixture, source
 from smallm.encoding import encoded_stretch
 from smallm.errors import SmallmError
 from smallm.files import read_json, whole_folder, write_json
@@ -111,12 +111,6 @@ class Tape:
         return found
 
     @cached_property
-    def _texts(self) -> list[IO[bytes]]:
-        # read, not mapped: mapped pages of a large tape count as memory of this process
-        names = [f"text-{shard['name']}.bin" for shard in self.manifest["shards"]]
-        return [(self.folder / name).open("rb", buffering=0) for name in names]
-
-    @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(shard["bytes"] for shard in self.manifest["shards"])])
 
@@ -131,7 +125,9 @@ class Tape:
         first, last = int(self.ends[number]), int(self.ends[number + 1])
         shard = int(np.searchsorted(self._shard_starts, first, side="right")) - 1
         place = first - int(self._shard_starts[shard])
-        return os.pread(self._texts[shard].fileno(), last - first, place).decode("utf-8")
+        # read, not mapped: mapped pages of a large tape count as memory of this process
+        file = _opened(self.folder / f"text-{self.manifest['shards'][shard]['name']}.bin")
+        return os.pread(file.fileno(), last - first, place).decode("utf-8")
 
     def stretches(self, size: int) -> Iterator[tuple[Path, int, NDArray[np.int64]]]:
         """The text in runs of about so many bytes: file, first byte, bytes of each document."""
@@ -196,19 +192,28 @@ class Tape:
         return part
 
 
+@lru_cache(maxsize=64)
+def _opened(path: Path) -> IO[bytes]:
+    """A file of a tape's text; only so many stay open, however many shards there are."""
+    return path.open("rb", buffering=0)
+
+
 def build_tape(settings: CorpusSettings, *, home: Path, workers: int = 1) -> Tape:
     """The tape of a corpus under the home: opened if it is there, else read, parted and written."""
     folder, identity = tape_folder(settings, home)
     if not (folder / "manifest.json").exists():
         dropped = Dropped()
-        documents = source(settings.source).read(settings, dropped, workers=workers)
         with whole_folder(folder) as temporary:
+            documents = source(settings.source).read(
+                settings, dropped, workers=workers, scratch=temporary
+            )
             _write_tape(documents, dropped, settings, identity, temporary, workers=workers)
     return Tape(folder)
 
 
 def tape_folder(settings: CorpusSettings, home: Path) -> tuple[Path, dict[str, Any]]:
     """Where the tape of a corpus lies, and what it is known by."""
+    check_filters(settings)
     identity = {
         "format": FORMAT,
         "settings": settings.model_dump(mode="json"),
@@ -278,8 +283,9 @@ def _distinct_rows(waiting: Spool, threshold: float) -> tuple[NDArray[np.int64],
     order = distinct(waiting.column("hash"))
     near = duplicates.followers(
         (
-            duplicates.candidates(waiting.column(f"band-{number}")[order])
+            pairs
             for number in range(waiting.bands)
+            for pairs in duplicates.candidates(waiting.column(f"band-{number}")[order])
         ),
         lambda places: waiting.signatures_at(order[places]),
         threshold=threshold,

@@ -41,6 +41,7 @@ END_ID, UNKNOWN_ID = 0, 1
 FINAL = 256  # a byte symbol plus this ends its word
 SPELLING_BOUNDARY = 512
 SPELLING_ORDER = 6
+ENDLESS_SPACE = re.compile(r"\s{10000}")  # tiktoken's expressions run out of stack on more
 WORD = re.compile(r"\S+", re.ASCII)  # what stands between ASCII white space, for every model
 # Words, numbers and runs of signs with the space before them, then other white space: every
 # character falls in exactly one piece, so joining the pieces gives the text back.
@@ -125,10 +126,13 @@ class BytePairTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Lossless ids of each text."""
-        if self._quick is not None:
-            return [np.array(self._quick.encode_ordinary(each), dtype=np.uint16) for each in texts]
-        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(each.ids, dtype=np.uint16) for each in encoded]
+        quick = self._quick
+        return [
+            np.array(quick.encode_ordinary(text), dtype=np.uint16)
+            if quick is not None and not ENDLESS_SPACE.search(text)
+            else np.array(self.backend.encode(text, add_special_tokens=False).ids, dtype=np.uint16)
+            for text in texts
+        ]
 
     @cached_property
     def _quick(self) -> tiktoken.Encoding | None:

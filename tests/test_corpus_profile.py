@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 from test_tape import write
 
-from smallm.corpus_profile import NGRAM, corpus_profile, ngram_hashes
+from smallm.corpus_profile import NGRAM, corpus_profile, long_ngrams
 from smallm.strata import strata
 from smallm.tape import build_tape
 
@@ -44,6 +44,7 @@ def test_overlap_is_the_share_of_13_grams_that_training_has(tmp_path):
     odd = sum("shared0" in text for text in held_out)
     assert profile["overlap"]["selection"] == {
         "documents": len(held_out),
+        "training_bytes": tape.bytes(tape.training(0.9)),
         "ngrams": sum(len(text.split()) - 12 for text in held_out),
         "seen": odd,
         "share": odd / sum(len(text.split()) - 12 for text in held_out),
@@ -53,12 +54,12 @@ def test_overlap_is_the_share_of_13_grams_that_training_has(tmp_path):
 
 def test_ngrams_differ_by_order_and_short_texts_have_none():
     words = [f"w{n}" for n in range(20)]
-    hashes = ngram_hashes(" ".join(words))
+    hashes = long_ngrams(" ".join(words))
     assert len(hashes) == 20 - NGRAM + 1
     assert len(set(hashes.tolist())) == len(hashes)
-    assert not set(ngram_hashes(" ".join(reversed(words))).tolist()) & set(hashes.tolist())
-    assert len(ngram_hashes(" ".join(words[:12]))) == 0
-    assert ngram_hashes(" ".join(words).upper()).tolist() == hashes.tolist()
+    assert not set(long_ngrams(" ".join(reversed(words))).tolist()) & set(hashes.tolist())
+    assert len(long_ngrams(" ".join(words[:12]))) == 0
+    assert long_ngrams(" ".join(words).upper()).tolist() == hashes.tolist()
 
 
 def rare_shares(tape, ratio):

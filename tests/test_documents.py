@@ -182,7 +182,7 @@ def test_json_that_is_too_deep_or_too_long_is_counted(tmp_path, monkeypatch):
 
 
 def test_a_csv_field_that_is_too_long_ends_its_file_with_a_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LARGEST_LINE", 1_000)
+    monkeypatch.setattr("smallm.documents.tables.LARGEST_FIELD", 1_000)
     rows = "".join(f"line {number}\n" for number in range(500))
     (tmp_path / "a.csv").write_text(f'text\nfine\n"never closed\n{rows}')
     (document,), dropped = read_folder(tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallm import duplicates
 from smallm.duplicates import SHINGLE, band_hashes, banding, candidates, followers, signatures
 
 WORDS = st.lists(st.sampled_from(["a", "b", "Cat", "dog", "é", "x1"]), max_size=12)
@@ -25,7 +26,7 @@ def found(texts, threshold):
     """The places of the texts that are near an earlier one."""
     rows = signatures(texts)
     bands = band_hashes(rows, threshold=threshold)
-    pairs = map(candidates, bands.T)
+    pairs = (pair for band in bands.T for pair in candidates(band))
     return followers(pairs, lambda places: rows[places], threshold=threshold).tolist()
 
 
@@ -86,12 +87,41 @@ def test_banding_misses_few_pairs_at_the_threshold(threshold):
     assert (1 - threshold**rows) ** bands <= 0.02
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
-def test_candidates_connect_all_that_agree_and_nothing_else(values):
+@pytest.mark.parametrize("all_pairs", [0, 3, 512])
+@given(values=st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_candidates_are_all_pairs_that_agree_or_connect_them(values, all_pairs):
     hashes = np.array(values, dtype=np.uint64)
-    one, two = candidates(hashes)
-    assert (one < two).all()
-    assert (hashes[one] == hashes[two]).all()
-    linked = {int(place) for place in two}
-    firsts = {values.index(value) for value in values}
-    assert linked == set(range(len(values))) - firsts
+    with pytest.MonkeyPatch.context() as smaller:
+        smaller.setattr(duplicates, "ALL_PAIRS", all_pairs)
+        smaller.setattr(duplicates, "NEIGHBOURS", 2)
+        blocks = list(candidates(hashes))
+    pairs = [pair for one, two in blocks for pair in zip(one.tolist(), two.tolist(), strict=True)]
+    assert len(set(pairs)) == len(pairs)
+    for one, two in pairs:
+        assert one < two
+        assert values[one] == values[two]
+    for value in set(values):
+        places = [place for place, each in enumerate(values) if each == value]
+        found = [pair for pair in pairs if values[pair[0]] == value]
+        if len(places) <= all_pairs:
+            assert len(found) == len(places) * (len(places) - 1) // 2
+        assert {two for _, two in found} == set(places[1:])
+
+
+def test_near_pairs_hidden_among_many_texts_of_one_template_are_found():
+    rng = random.Random(0)
+    template = [f"shared{n}" for n in range(300)]
+    texts = []
+    for pair in range(100):
+        own = [f"p{pair}w{n}" for n in range(40)]
+        for copy in range(2):
+            texts.append(" ".join([*template, *own, *(f"c{copy}p{pair}x{n}" for n in range(25))]))
+    rng.shuffle(texts)
+    # many agree in some band, so comparing neighbours alone would miss most pairs
+    threshold = 0.80
+    expected = sum(
+        any(jaccard(earlier, text) >= threshold for earlier in texts[:place])
+        for place, text in enumerate(texts)
+    )
+    assert expected > 80
+    assert len(found(texts, threshold)) == pytest.approx(expected, rel=0.2)

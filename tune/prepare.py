@@ -4,8 +4,8 @@
 
 It is the tape that `smallm corpus build` would build, with the same digest and name, in the home
 (SMALLM_HOME), which all machines must share: a search with the same settings finds it there. Each
-file is read by one task; of the documents only hashes, sizes and names of sources meet in the
-driver, about 50 bytes each.
+file is read by one task; all machines clean what is read. Of the documents only hashes, sizes,
+names of sources and pairs that may be near meet in the driver.
 """
 
 from __future__ import annotations
@@ -53,40 +53,45 @@ NUMBER = 2**32  # documents that a task may have
 Block = dict[str, Any]
 
 
-def read_task(block: Block, *, threshold: float, digest: str) -> Iterator[Block]:
-    """The documents of a task in blocks, and a last row with what was dropped."""
+def read_task(block: Block, *, digest: str) -> Iterator[Block]:
+    """The raw documents of a task in runs, and last what could not be read."""
     require_same_code(digest)
     task: Task = pickle.loads(block["task"][0])
     first = int(block["number"][0]) * NUMBER
     dropped = Dropped()
-    for batch in batches(task.read(dropped)):
-        made = prepared(batch, threshold)
-        dropped.merge(made.dropped)
+    for items in batches(task.read(dropped)):
+        yield {"arrival": [first], "items": [pickle.dumps(items)], "dropped": [b""]}
+        first += len(items)
+    named = pickle.dumps(task.named(dropped))
+    yield {"arrival": [first], "items": [pickle.dumps([])], "dropped": [named]}
+
+
+def make_documents(block: Block, *, threshold: float) -> Iterator[Block]:
+    """The documents of each run, cleaned, hashed and signed, and a row with what was dropped."""
+    for first, items, lost in zip(block["arrival"], block["items"], block["dropped"], strict=True):
+        made = prepared(pickle.loads(items), threshold)
+        if lost:
+            made.dropped.merge(pickle.loads(lost))
         ends = np.cumsum(made.sizes)
+        blank = 1 if made.dropped.counts or made.dropped.choices else 0
         yield {
-            "hash": [row.tobytes() for row in made.hashes],
-            "arrival": first + np.arange(len(ends)),
-            "id": made.ids,
-            "source": made.sources,
-            "text": [made.text[e - s : e] for e, s in zip(ends, made.sizes, strict=True)],
-            "words": made.words,
-            "signature": made.signatures,
-            "bands": made.bands,
-            "dropped": [b""] * len(ends),
+            "hash": [row.tobytes() for row in made.hashes] + [b""] * blank,
+            "arrival": first + np.arange(len(ends) + blank),
+            "id": [*made.ids, *[""] * blank],
+            "source": [*made.sources, *[""] * blank],
+            "text": [
+                *(made.text[e - s : e] for e, s in zip(ends, made.sizes, strict=True)),
+                *[b""] * blank,
+            ],
+            "words": np.append(made.words, [0] * blank),
+            "signature": _padded(made.signatures, blank),
+            "bands": _padded(made.bands, blank),
+            "dropped": [b""] * len(ends) + [pickle.dumps(made.dropped)] * blank,
         }
-        first += len(ends)
-    nothing = prepared([], threshold)
-    yield {
-        "hash": [b""],
-        "arrival": np.array([first]),
-        "id": [""],
-        "source": [""],
-        "text": [b""],
-        "words": np.array([0]),
-        "signature": np.zeros((1, nothing.signatures.shape[1]), np.uint32),
-        "bands": np.zeros((1, nothing.bands.shape[1]), np.uint64),
-        "dropped": [pickle.dumps(task.named(dropped))],
-    }
+
+
+def _padded(rows: Any, blank: int) -> Any:
+    return np.concatenate([rows, np.zeros((blank, rows.shape[1]), rows.dtype)])
 
 
 def small_columns(block: Block) -> Block:
@@ -113,7 +118,10 @@ def near_pairs(group: Block) -> Block:
     hashes, keys = hashes[order], keys[order]
     same = (hashes[1:] == hashes[:-1]) & (keys[1:] == keys[:-1])
     once = np.concatenate([[True], ~same])
-    one, two = duplicates.candidates(keys[once])
+    pairs = list(duplicates.candidates(keys[once]))
+    if not pairs:
+        return {"one": hashes[:0], "two": hashes[:0]}
+    one, two = (np.concatenate(side) for side in zip(*pairs, strict=True))
     return {"one": hashes[once][one], "two": hashes[once][two]}
 
 
@@ -156,11 +164,14 @@ def _build(settings: CorpusSettings, identity: dict[str, Any], folder: Path) -> 
         {"number": number, "task": pickle.dumps(task)}
         for number, task in enumerate(tasks(settings, dropped))
     ]
+    if not given:
+        raise no_text(settings, dropped)
     documents = (
         ray.data.from_items(given, override_num_blocks=len(given))
-        .map_batches(
-            read_task, batch_size=1, fn_kwargs={"threshold": threshold, "digest": code_digest()}
-        )
+        # With another share of a processor the two steps stay apart, so that all machines clean
+        # what one of them reads: a dump is often a single file.
+        .map_batches(read_task, batch_size=1, num_cpus=0.5, fn_kwargs={"digest": code_digest()})
+        .map_batches(make_documents, batch_size=1, fn_kwargs={"threshold": threshold})
         .materialize()
     )
     hashes, arrivals, sizes, sources = _known(documents, dropped)

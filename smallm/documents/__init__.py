@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from smallm.documents.choice import Choice
+from smallm.errors import SmallmError
 
 if TYPE_CHECKING:
     from smallm.settings import CorpusSettings
@@ -21,12 +23,11 @@ LARGEST_DOCUMENT = 16 * 2**20  # bytes, also of one record as it stands in a dum
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with an id, the name of its source and metadata."""
+    """One text with an id and the name of its source."""
 
     id: str
     source: str
     text: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 Form = Callable[[str], str]
@@ -40,7 +41,6 @@ class Draft:
     id: str
     source: str
     parts: tuple[tuple[Form, str], ...]
-    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def finished(self, dropped: Dropped) -> Document | None:
         """The clean parts, a blank line between them; None, counted, when they are blank."""
@@ -54,7 +54,7 @@ class Draft:
         if not text:
             dropped.add("empty text", self.id)
             return None
-        return Document(self.id, self.source, text, self.metadata)
+        return Document(self.id, self.source, text)
 
 
 def finished(items: Iterable[Document | Draft], dropped: Dropped) -> Iterator[Document]:
@@ -129,6 +129,9 @@ class Dropped:
 class Source(Protocol):
     """What each source file offers, as plain functions."""
 
+    FILTERS: Sequence[str]
+    """The settings among FILTERS that it heeds; others are an error with it."""
+
     def describe(self) -> str:
         """Gives one line for `smallm corpus list`."""
 
@@ -139,9 +142,17 @@ class Source(Protocol):
         """
 
     def read(
-        self, settings: CorpusSettings, dropped: Dropped, *, workers: int
+        self,
+        settings: CorpusSettings,
+        dropped: Dropped,
+        *,
+        workers: int,
+        scratch: Path | None = None,
     ) -> Iterator[Document | Draft]:
-        """Yields the documents in a stable order, counting in `dropped` all that is left out."""
+        """Yields the documents in a stable order, counting in `dropped` all that is left out.
+
+        What does not fit into memory waits in the folder `scratch`, by default the system's.
+        """
 
 
 SOURCES: dict[str, str] = {
@@ -155,6 +166,27 @@ SOURCES: dict[str, str] = {
     "hub": "smallm.documents.hub",
     "mixture": "smallm.documents.mixture",
 }
+
+
+FILTERS = ("categories", "titles", "tags", "subreddits", "minimum_score", "latex")
+"""Settings that only some sources heed."""
+
+
+def check_filters(settings: CorpusSettings) -> None:
+    """Raises SmallmError for a filter that the source would ignore."""
+    heeded = source(settings.source).FILTERS
+    for name in FILTERS:
+        given = getattr(settings, name)
+        if name not in heeded and given != type(settings).model_fields[name].default:
+            known = ", ".join(map(flag, heeded)) or "none"
+            raise SmallmError(
+                f"{flag(name)} has no effect on source {settings.source!r}; its filters: {known}"
+            )
+
+
+def flag(name: str) -> str:
+    """A setting as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def source(name: str) -> Source:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from smallm.documents import Draft, Dropped, records
 from smallm.settings import CorpusSettings
@@ -11,6 +13,7 @@ from smallm.settings import CorpusSettings
 DATASET = {"dataset": "gfissore/arxiv-abstracts-2021"}
 WITHDRAWN = re.compile(r"\b(?:paper|article|manuscript|submission)\b.{0,40}\bwithdrawn\b", re.I)
 LONGEST_WITHDRAWAL = 400  # characters: longer ones are about withdrawals, or hold an abstract
+FILTERS = ("categories", "latex")
 
 
 def describe() -> str:
@@ -23,7 +26,9 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Draft]:
     """Yields a document a paper: its title and its abstract without the hard line breaks."""
     choice = dropped.choice("category", settings.categories)
     readers = {".json": records.json_records, ".jsonl": records.json_records}
@@ -40,8 +45,7 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
             dropped.add("withdrawn paper", place)
         else:
             title = records.text_in(record, "title")
-            about = {"categories": " ".join(categories)}
-            yield Draft(place, "arxiv", ((forms[0], title), (forms[1], abstract)), about)
+            yield Draft(place, "arxiv", ((forms[0], title), (forms[1], abstract)))
 
 
 def _categories(value: object) -> list[str]:
@@ -78,10 +82,12 @@ FORMS = {"keep": (flowing, paragraphs), "normalize": (plain_title, plain_abstrac
 def _normalized(text: str) -> str:
     """LaTeX as plain text: accents, Greek and signs in Unicode, commands without their names."""
     from pylatexenc.latex2text import LatexNodes2Text
-    from pylatexenc.latexwalker import LatexWalkerError
 
+    logging.getLogger("pylatexenc").setLevel(logging.CRITICAL)  # it tells of every odd command
     try:
         plain = LatexNodes2Text(math_mode="text", strict_latex_spaces=False).latex_to_text(text)
-    except (LatexWalkerError, ValueError, IndexError, RecursionError):
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        return text  # cut-off commands: LaTeX as it stands is better than nothing
+    if "%s" in plain and "%s" not in text:  # what it makes of a command without its arguments
         return text
     return re.sub(r"[ \t]+", " ", plain)

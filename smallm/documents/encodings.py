@@ -35,10 +35,10 @@ def encoding_of(path: Path | UPath) -> str | None:
                     decoder.decode(block)
             except UnicodeDecodeError:
                 misfit = block
-    return _guessed(misfit) if misfit else "utf-8"
+    return guessed(misfit) if misfit else "utf-8"
 
 
-def _guessed(sample: bytes) -> str | None:
+def guessed(sample: bytes) -> str | None:
     """UTF-8 when only a few bytes are damaged, else the likeliest; near a tie, common cp1252."""
     import charset_normalizer
 

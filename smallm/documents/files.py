@@ -6,10 +6,9 @@ into documents at paragraph ends: otherwise one huge file could not have a held-
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO
 
@@ -20,14 +19,16 @@ from smallm.documents.encodings import encoding_of
 from smallm.documents.markup import FRONT_MATTER, html_prose, markdown_prose, without_fences
 from smallm.documents.paths import files_below, name_of, root_of
 from smallm.documents.pieces import pieces
+from smallm.documents.tables import rows
 from smallm.settings import CorpusSettings
 
 MARKDOWN_PIECE = 2**20  # parsed at once
 BLOCK = 65_536
 LARGEST_HTML = 32 * 2**20  # parsed whole
-LARGEST_LINE = 64 * 2**20  # of JSON lines or CSV, and the largest field
+LARGEST_LINE = 64 * 2**20  # of JSON lines or CSV
 
 fingerprint = paths.fingerprint
+FILTERS = ()
 
 
 def describe() -> str:
@@ -35,7 +36,9 @@ def describe() -> str:
     return "a file or folder of .txt, .md, .html, .jsonl or .csv (--path, --text-field)"
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Document]:
     """Yields the documents of all files in the order of their paths."""
     root = root_of(settings)
     columns = _Columns(settings.text_field, dropped)
@@ -153,29 +156,14 @@ def _json_lines(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -
 
 
 def _csv(file: IO[str], name: str, columns: _Columns, dropped: Dropped) -> Iterator[str]:
-    csv.field_size_limit(LARGEST_LINE)
     lines = (line for _, line in _lines(file, name, dropped))
-    header = next(lines, "")
-    delimiter = _delimiter(header, columns.wanted)
-    rows = csv.DictReader(chain([header], lines), restkey="", delimiter=delimiter)
-    number = 1
-    try:
-        for number, row in enumerate(rows, 2):
-            text = columns.text(row, f"{name}:{number}", dropped)
-            if text is not None:
-                yield text
-    except csv.Error as error:
-        dropped.add(f"rest of a CSV file ({error})", f"{name}:{number}")
-
-
-def _delimiter(header: str, column: str) -> str:
-    """The delimiter under which the header has the column, or else the most columns."""
-
-    def fit(delimiter: str) -> tuple[bool, int]:
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        return column in names, len(names)
-
-    return max(",;\t|", key=fit)
+    found = rows(lines, name, dropped, columns={columns.wanted.lower()})
+    header = next(found, [])
+    for number, row in enumerate(found, 2):
+        record = dict(zip_longest(header, row[: len(header)]))
+        text = columns.text(record, f"{name}:{number}", dropped) if row else None
+        if text is not None:
+            yield text
 
 
 Reader = Callable[[IO[str], str, _Columns, Dropped], Iterator[str]]

@@ -13,6 +13,8 @@ from smallm.documents import Document, Dropped
 from smallm.errors import SmallmError, in_one_line
 from smallm.settings import CorpusSettings
 
+FILTERS = ()
+
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
@@ -37,7 +39,9 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return {"dataset": name, "revision": revision}
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Document]:
     """Yields the rows' texts in the dataset's order."""
     for place, row in rows(settings):
         text = _text(row, settings.text_field, _name(settings))
@@ -67,7 +71,10 @@ def rows(settings: CorpusSettings) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _name(settings: CorpusSettings) -> str:
     if not settings.dataset:
-        raise SmallmError("source 'hub' needs --dataset, an id on the hub or a local folder")
+        other = "" if settings.source == "hub" else "--path, or "
+        raise SmallmError(
+            f"source {settings.source!r} needs {other}--dataset, an id on the hub or a local folder"
+        )
     return settings.dataset
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
-    from selectolax.lexbor import LexborNode
 
 FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})(?P<info>[^`]*)$")
-FRONT_MATTER = re.compile(r"---[ \t]*\r?\n.*?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
+FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n.*?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 LINE_BREAKS = {"softbreak": " ", "hardbreak": "\n"}
 BLOCKS = {
     "address", "article", "aside", "blockquote", "body", "br", "caption", "center", "dd", "details",
@@ -81,22 +80,20 @@ def _visible(page: str, *, keep_code: bool) -> str:
     tree.strip_tags(["head", "script", "style", "noscript", "template"])
     if tree.body is None:
         return ""
+    code = set()
+    if keep_code:
+        code = {
+            inside.mem_id
+            for block in tree.css("pre")
+            for inside in block.traverse(include_text=True)
+        }
     parts = []
     for node in tree.body.traverse(include_text=True):
         if node.tag in BLOCKS or (node.prev is not None and node.prev.tag in BLOCKS):
             parts.append(LINE_END)
         if node.tag == "-text":
             text = (node.text_content or "").translate(CONTROLS)
-            parts.append(text.translate(KEEP) if keep_code and _in_code(node) else text)
+            parts.append(text.translate(KEEP) if node.mem_id in code else text)
     lines = (" ".join(line.split()) for line in "".join(parts).split(LINE_END))
     kept = (line.strip(KEPT["\n"]).translate(FREE).rstrip() for line in lines)
     return "\n".join(line for line in kept if line.strip())
-
-
-def _in_code(node: LexborNode) -> bool:
-    ancestor = node.parent
-    while ancestor is not None:
-        if ancestor.tag == "pre":
-            return True
-        ancestor = ancestor.parent
-    return False

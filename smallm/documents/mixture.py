@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from smallm.documents import Document, Draft, Dropped, source
+from smallm.documents import Document, Draft, Dropped, check_filters, source
 from smallm.errors import SmallmError
 from smallm.files import read_text
 from smallm.settings import CorpusSettings, validated
 
 OWN = ("source", "path", "text_field", "dataset", "dataset_config", "dataset_split", "categories",
-       "titles", "tags", "subreddits", "minimum_score", "latex", "max_documents")  # fmt: skip
+       "titles", "tags", "subreddits", "minimum_score", "latex")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Part:
     name: str
     weight: float
     settings: CorpusSettings
+
+
+FILTERS = ()
 
 
 def describe() -> str:
@@ -50,16 +53,20 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     }
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document | Draft]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Document | Draft]:
     """Yields the documents of one part after another, under the part's name."""
     for part in parts(settings):
         own = Dropped()
-        documents = source(part.settings.source).read(part.settings, own, workers=workers)
-        for number, document in enumerate(documents):
-            if part.settings.max_documents is not None and number >= part.settings.max_documents:
-                break
-            yield replaced(document, id=f"{part.name}/{document.id}", source=part.name)
-        dropped.merge(own.under(part.name))
+        documents = source(part.settings.source).read(
+            part.settings, own, workers=workers, scratch=scratch
+        )
+        try:
+            for document in documents:
+                yield replaced(document, id=f"{part.name}/{document.id}", source=part.name)
+        finally:  # also where only the first documents were asked for
+            dropped.merge(own.under(part.name))
 
 
 def weights(settings: CorpusSettings) -> dict[str, float]:
@@ -104,13 +111,12 @@ def _part(values: Any, place: str, folder: Path) -> Part:
     weight = values.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
         raise SmallmError(f"{place}: weight is {weight!r}: must be a number above 0")
-    for name in ("path", "titles"):
-        if (
-            isinstance(own.get(name), str) and "://" not in own[name]
-        ):  # beside the file, unless absolute
+    for name in ("path", "titles"):  # beside the file, unless absolute
+        if isinstance(own.get(name), str) and "://" not in own[name]:
             own[name] = folder / Path(own[name]).expanduser()
     try:
         settings = validated(CorpusSettings, own)
+        check_filters(settings)
     except SmallmError as error:
         raise SmallmError(f"{place}: {error}") from None
     return Part(str(values.get("name", own["source"])), float(weight), settings)

@@ -13,13 +13,16 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallm.documents import LARGEST_DOCUMENT, Draft, Dropped, records
 from smallm.documents.choice import Choice
+from smallm.documents.elements import elements
 from smallm.documents.markup import FRONT_MATTER, markdown_prose, without_fences
 from smallm.documents.openml_api import OPENML, openml_fingerprint, openml_records
 from smallm.documents.pieces import pieces
+from smallm.documents.recoding import decoded, utf8
 from smallm.documents.streams import Stream
 from smallm.documents.wikitext import categories_in, wikitext_prose
 from smallm.errors import SmallmError
@@ -40,6 +43,7 @@ TOPICS = (
 SHORTCODE = re.compile(r"\{\{[<%].*?[>%]\}\}", re.DOTALL)
 LARGEST_PDF = 128 * 2**20
 ARTICLES = "0"  # MediaWiki's namespace
+FILTERS = ("categories", "titles")
 
 
 def describe() -> str:
@@ -56,7 +60,9 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return {**records.fingerprint(settings, DATASET), **listed}
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Draft]:
     """Yields a document an article, a description or a text of notes."""
     if settings.categories:
         choice = dropped.choice("category", settings.categories)
@@ -119,7 +125,7 @@ def _titles(settings: CorpusSettings) -> frozenset[str]:
 def _xml(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
     """Articles of a MediaWiki dump, or an OpenML description."""
     found = False
-    for place, element in records.elements(stream, dropped, "page", "data_set_description"):
+    for place, element in elements(stream, dropped, "page", "data_set_description"):
         found = True
         if element.tag.endswith("page"):
             yield from _article(place, element, dropped)
@@ -156,14 +162,15 @@ def _web_page(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.R
 
 
 def _markdown(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
-    content = records.whole(stream, dropped)
+    readable = utf8(stream, dropped)
+    content = records.whole(readable, dropped) if readable else None
     if content is not None:
-        text = FRONT_MATTER.sub("", content.decode("utf-8-sig", "replace"), count=1)
+        text = FRONT_MATTER.sub("", decoded(content, stream.name, dropped), count=1)
         yield stream.name, {"kind": "notes", "text": description_prose(SHORTCODE.sub("", text))}
 
 
 def _pdf(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
-    """The text of a PDF's pages, lines joined and hyphenation at their ends undone."""
+    """The text of a PDF's pages, hyphenation at line ends undone."""
     from pypdf import PdfReader
     from pypdf.errors import PyPdfError
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from smallm.documents import LARGEST_DOCUMENT, Draft, Dropped, records
+from smallm.documents.elements import PROLOGUE, refusal
 from smallm.documents.markup import html_prose
-from smallm.documents.streams import Stream, text_of
+from smallm.documents.recoding import decoded, utf8
+from smallm.documents.streams import Stream
+from smallm.documents.tables import rows
 from smallm.settings import CorpusSettings
 
 DATASET = {"dataset": "fancyzhx/ag_news"}
@@ -18,7 +21,13 @@ AG_NEWS = ("World", "Sports", "Business", "Sci/Tech")
 TITLES = ("title", "headline")
 TEXTS = ("text", "maintext", "body", "content", "article", "description", "summary")
 BROKEN_ENTITY = re.compile(r"(?<![&\w])\s?#(\d{2,5});")  # " #36;": AG News lost the ampersand
-MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>")
+MARKUP = re.compile(
+    r"</?(?:a|b|i|u|p|em|br|hr|div|img|pre|sub|sup|font|span|strong|small|code|cite|blockquote|"
+    r"[uod]l|li|d[td]|h[1-6]|table|t[rdh]|tbody|thead|section|article|figure|script|style)"
+    r"(?:\s+[\w:-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>]+))*\s*/?>",
+    re.IGNORECASE,
+)
+FILTERS = ("categories",)
 
 
 def describe() -> str:
@@ -31,7 +40,9 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Draft]:
     """Yields a document an article: its title and its text."""
     choice = dropped.choice("category", settings.categories)
     for place, record in records.records(settings, DATASET, dropped, readers=READERS):
@@ -41,19 +52,24 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
             continue
         categories = _categories(record)
         if choice.keeps(categories):
+            form = clean_ag_news if "class" in record or "label" in record else clean
             title = records.text_in(record, *TITLES)
-            about = {"categories": " ".join(categories)}
-            yield Draft(place, "news", ((clean, title), (clean, text)), about)
+            yield Draft(place, "news", ((form, title), (form, text)))
         else:
             dropped.add("not in --categories", place)
 
 
 def clean(text: str) -> str:
-    """The text without remnants of HTML and of AG News' own escapes."""
-    text = html.unescape(BROKEN_ENTITY.sub(r"&#\1;", text)).replace("\\", " ")
+    """The text without remnants of HTML."""
+    text = html.unescape(text)
     if MARKUP.search(text):
         text = html_prose(text)
     return "\n".join(" ".join(line.split()) for line in text.splitlines())
+
+
+def clean_ag_news(text: str) -> str:
+    """The same for AG News, which has escapes of its own: "\\" for a line end, "#36;" for "$"."""
+    return clean(BROKEN_ENTITY.sub(r"&#\1;", text).replace("\\", " "))
 
 
 def _categories(record: records.Record) -> list[str]:
@@ -70,29 +86,20 @@ def _categories(record: records.Record) -> list[str]:
 
 def _csv(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
     """Rows by the names in the header; without one, AG News' class, title and text."""
-    csv.field_size_limit(LARGEST_DOCUMENT)
-    with text_of(stream, "utf-8-sig") as text:
-        rows = csv.reader(text)
-        names = ["class", "title", "text"]
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                dropped.add(f"rest of a CSV file ({error})", f"{stream.name}#{number}")
-                return
-            if (
-                number == 1
-                and row
-                and not row[0].strip().isdigit()
-                and {each.strip().lower() for each in row} & {*TITLES, *TEXTS}
-            ):
-                names = [each.strip().lower() for each in row]
-            elif row:
-                yield f"{stream.name}#{number}", dict(zip(names, row, strict=False))
+    text = utf8(stream, dropped)
+    if text is None:
+        return
+    lines = (
+        decoded(line + b"\n", f"{stream.name}#{number}", dropped)
+        for number, line in text.lines(LARGEST_DOCUMENT)
+    )
+    names = ["class", "title", "text"]
+    for number, row in enumerate(rows(lines, stream.name, dropped, columns=TEXTS, headed=False), 1):
+        lowered = [each.strip().lower() for each in row]
+        if number == 1 and {*lowered} & {*TITLES, *TEXTS} and not lowered[0].isdigit():
+            names = lowered
+        elif row:
+            yield f"{stream.name}#{number}", dict(zip(names, row, strict=False))
 
 
 def _feed(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
@@ -102,12 +109,16 @@ def _feed(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Recor
     content = records.whole(stream, dropped)
     if content is None:
         return
-    if refused := records.refusal(content[: records.PROLOGUE]):
+    if refused := refusal(content[:PROLOGUE]):
         dropped.add(refused, stream.name)
         return
-    parsed = feedparser.parse(  # of bytes alone it would look for a file of that name
-        io.BytesIO(content), sanitize_html=False, resolve_relative_uris=False
-    )
+    try:
+        parsed = feedparser.parse(  # of bytes alone it would look for a file of that name
+            io.BytesIO(content), sanitize_html=False, resolve_relative_uris=False
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        dropped.add("feed that does not parse", f"{stream.name}: {error}")
+        return
     if not parsed.version:
         dropped.add("XML file that is no RSS or Atom feed", stream.name)
     elif parsed.bozo:

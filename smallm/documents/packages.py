@@ -40,6 +40,7 @@ FILES_PER_TASK = 8
 IS_DOCUMENTATION = re.compile(r"doc", re.IGNORECASE)
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Page = tuple[str, list[str]]
+FILTERS = ()
 
 
 def describe() -> str:
@@ -56,7 +57,9 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return installed
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Document]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Document]:
     """Yields the documents of all packages, by package and path."""
     return read_packages(sorted(PACKAGES), dropped, workers=workers)
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
-from xml.parsers import expat
+from typing import Any
 
 import orjson
 
 from smallm.documents import LARGEST_DOCUMENT, Dropped, hub, paths
-from smallm.documents.streams import BLOCK, Stream, streams
+from smallm.documents.recoding import decoded, utf8
+from smallm.documents.streams import Stream, streams
 from smallm.settings import CorpusSettings
 
-if TYPE_CHECKING:
-    from lxml.etree import _Element
-
-PROLOGUE = 65_536  # bytes within which the first element of an XML file must begin
+LARGEST_NUMBER = 2**63
 
 Record = Mapping[str, Any]
 Reader = Callable[[Stream, Dropped], Iterator[tuple[str, Record]]]
@@ -79,17 +76,23 @@ def _reader(name: str, readers: Mapping[str, Reader]) -> Reader | None:
 
 def json_records(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, Record]]:
     """The objects in JSON lines, or in one JSON array that fits into a document's bounds."""
-    lines = stream.lines(LARGEST_DOCUMENT)
+    text = utf8(stream, dropped)
+    if text is None:
+        return
+    lines = text.lines(LARGEST_DOCUMENT)
     for number, line in lines:
-        if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        place = f"{stream.name}#{number}"
+        if number == 1 and line.lstrip().startswith(b"["):
             yield from _array(line, lines, stream, dropped)
             return
         if not line.strip():
             continue
-        record = _json(line.removeprefix(b"\xef\xbb\xbf"))
-        place = f"{stream.name}#{number}"
+        record = _json(line, place, dropped)
         if isinstance(record, dict):
             yield place, record
+        elif text.cut and not text.damaged:
+            offset = f"{place}, after {text.offset - len(line):,} bytes"
+            dropped.add("rest of a file: truncated or damaged", offset)
         else:
             dropped.add("line that is not a JSON object", place)
 
@@ -97,15 +100,14 @@ def json_records(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, Record
 def _array(
     first: bytes, lines: Iterator[tuple[int, bytes]], stream: Stream, dropped: Dropped
 ) -> Iterator[tuple[str, Record]]:
-    content = [first.removeprefix(b"\xef\xbb\xbf")]
-    size = 0
+    content, size = [first], len(first)
     for _, line in lines:
         size += len(line)
         content.append(line)
         if size > LARGEST_DOCUMENT:
             dropped.add(f"JSON array over {LARGEST_DOCUMENT:,} bytes: use JSON lines", stream.name)
             return
-    found = _json(b"\n".join(content))
+    found = _json(b"\n".join(content), stream.name, dropped)
     if not isinstance(found, list):
         dropped.add("JSON array that does not parse", stream.name)
         return
@@ -116,98 +118,20 @@ def _array(
             dropped.add("line that is not a JSON object", f"{stream.name}#{number}")
 
 
-def _json(text: bytes) -> object:
+def _json(text: bytes, place: str, dropped: Dropped) -> object:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
-    try:  # bytes outside UTF-8 become replacement characters
-        return orjson.loads(text.decode("utf-8", "replace"))
+    try:
+        text.decode("utf-8")
+        return None
+    except UnicodeDecodeError:
+        pass
+    try:
+        return orjson.loads(decoded(text, place, dropped))
     except orjson.JSONDecodeError:
         return None
-
-
-def elements(stream: Stream, dropped: Dropped, *tags: str) -> Iterator[tuple[str, _Element]]:
-    """The elements of these names in an XML stream, in one pass and flat memory.
-
-    A document type, and with it every entity, is refused before it is read. What does not parse
-    ends the stream; both are counted.
-    """
-    from lxml import etree
-
-    parser = etree.XMLPullParser(
-        events=("end",),
-        tag=["{*}" + tag for tag in tags],
-        resolve_entities=False,
-        no_network=True,
-        load_dtd=False,
-        huge_tree=True,  # libxml2's own bounds would end a long dump; ours are below
-    )
-    first, number, fed, found_at = True, 0, 0, 0
-    while block := stream.read(min(BLOCK, PROLOGUE if first else BLOCK)):
-        if first:
-            if refused := refusal(block):
-                dropped.add(refused, stream.name)
-                return
-            first = False
-        try:
-            parser.feed(block)
-            fed += len(block)
-        except etree.XMLSyntaxError as error:
-            yield from _ended(parser, stream, number)
-            place = f"{stream.name} before byte {stream.offset:,}: {error.msg}"
-            dropped.add("rest of a file: not well-formed XML", place)
-            return
-        for _, element in parser.read_events():
-            number, found_at = number + 1, fed
-            yield f"{stream.name}#{number}", element
-            _forget(element)
-        if fed - found_at > 4 * LARGEST_DOCUMENT:
-            place = f"{stream.name} before byte {fed:,}"
-            dropped.add(
-                f"rest of a file: no <{tags[0]}> ends within {fed - found_at:,} bytes", place
-            )
-            return
-    try:
-        parser.close()
-    except etree.XMLSyntaxError as error:
-        yield from _ended(parser, stream, number)
-        if fed and not any("rest of a file" in reason for reason in dropped.counts):
-            place = f"{stream.name} after {fed:,} bytes: {error.msg}"
-            dropped.add("rest of a file: truncated or damaged", place)
-
-
-def _ended(parser: Any, stream: Stream, number: int) -> Iterator[tuple[str, _Element]]:
-    for _, element in parser.read_events():
-        number += 1
-        yield f"{stream.name}#{number}", element
-
-
-def _forget(element: _Element) -> None:
-    """Frees an element that was read, and those before it."""
-    element.clear()
-    parent = element.getparent()
-    if parent is not None:
-        while element.getprevious() is not None:
-            del parent[0]
-
-
-def refusal(head: bytes) -> str | None:
-    """Why an XML file that begins so is not read: a document type, which alone defines entities."""
-    seen: list[str] = []
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = lambda *_: seen.append("doctype")
-    parser.StartElementHandler = lambda *_: seen.append("element")
-    try:
-        parser.Parse(head)
-    except expat.ExpatError as error:
-        if not seen:
-            return f"file that is not XML ({error})"
-    if not seen:
-        return f"XML file without an element in its first {len(head):,} bytes"
-    if seen[0] == "doctype":
-        return "XML with a document type, which may define entities: refused"
-    return None
 
 
 def whole(stream: Stream, dropped: Dropped, *, largest: int = LARGEST_DOCUMENT) -> bytes | None:
@@ -241,8 +165,10 @@ def text_in(record: Record, *names: str) -> str:
 
 
 def number_in(record: Record, name: str) -> int | None:
-    """A whole number, as a number or in digits; None when there is none."""
+    """A whole number of at most 64 bits, as a number or in digits; None when there is none."""
+    value = record.get(name)
     try:
-        return int(float(record[name]))
-    except (KeyError, TypeError, ValueError, OverflowError):
+        number = int(value) if isinstance(value, str) else int(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if abs(number) < LARGEST_NUMBER else None

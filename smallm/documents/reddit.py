@@ -5,23 +5,25 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from smallm.documents import Draft, Dropped, records
 from smallm.documents.choice import Choice
 from smallm.documents.markup import markdown_prose, without_fences
 from smallm.settings import CorpusSettings
 
-DATASET = {"dataset": "HuggingFaceGECLM/REDDIT_comments"}
+DATASET: Mapping[str, str] = {}  # the public ones come and go: --dataset must name one
 # The dumps have no ending but that of their compression: RC_2015-01.zst.
 READERS = dict.fromkeys((".json", ".jsonl", ".ndjson", "rc_????-??"), records.json_records)
 GONE = frozenset({"[deleted]", "[removed]"})
 BOT = re.compile(r"(?:^|[_-])bot$|[a-z]Bot$|^AutoModerator$|^AutoMod")
 BOT_SAYS = re.compile(r"\bI(?:.| a)m a bot\b|\bthis action was performed automatically\b", re.I)
+FILTERS = ("subreddits", "minimum_score")
 
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
-    return "Reddit comments: --path RC_*.zst, or the hub (--subreddits, --minimum-score)"
+    return "Reddit comments: --path RC_*.zst, or --dataset (--subreddits, --minimum-score)"
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
@@ -29,7 +31,9 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Draft]:
     """Yields a document a comment: its prose, without quoted parents."""
     choice = dropped.choice("subreddit", settings.subreddits)
     for place, record in records.records(settings, DATASET, dropped, readers=READERS):
@@ -41,8 +45,7 @@ def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterato
         if reason:
             dropped.add(reason, place)
             continue
-        about = {"subreddit": records.text_in(record, "subreddit")}
-        yield Draft(place, "reddit", ((prose, body),), about)
+        yield Draft(place, "reddit", ((prose, body),))
 
 
 def _reason(record: records.Record, body: str, choice: Choice, minimum: int | None) -> str | None:

@@ -11,10 +11,12 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from smallm.documents import LARGEST_DOCUMENT, Draft, Dropped, Form, records
 from smallm.documents.choice import Choice
+from smallm.documents.elements import elements
 from smallm.documents.markup import html_with_code
 from smallm.documents.streams import Stream
 from smallm.errors import SmallmError
@@ -26,17 +28,18 @@ ORPHANS = """
 select count(*), min(site || ' post ' || id) from answer where not exists
 (select * from question where site = answer.site and id = answer.parent)
 """
-Thread = tuple[str, str, list[str], list[str]]
-"""Place, title, the HTML of the question and its answers, tags."""
+Thread = tuple[str, str, list[str]]
+"""Place, title, the HTML of the question and its answers."""
 TABLES = """
 create table question (
-    site text, id integer, accepted integer, title text, body text, tags text,
+    site text, id integer, accepted integer, title text, body text,
     primary key (site, id)
 );
 create table answer (
     site text, id integer, parent integer, score integer, body text, primary key (site, id)
 );
 """
+FILTERS = ("tags", "minimum_score")
 
 
 def describe() -> str:
@@ -49,26 +52,28 @@ def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     return records.fingerprint(settings, DATASET)
 
 
-def read(settings: CorpusSettings, dropped: Dropped, *, workers: int) -> Iterator[Draft]:
+def read(
+    settings: CorpusSettings, dropped: Dropped, *, workers: int, scratch: Path | None = None
+) -> Iterator[Draft]:
     """Yields a document a question: title, text, then the answers, best first, code kept."""
     choice = dropped.choice("tag", settings.tags)
     found = records.records(settings, DATASET, dropped, readers={"posts.xml": _rows})
     if settings.path is None:
         threads = _hub_threads(found, settings, choice, dropped)
     else:
-        threads = _dump_threads(found, settings, choice, dropped)
-    for place, title, bodies, tags in threads:
+        threads = _dump_threads(found, settings, choice, dropped, scratch)
+    for place, title, bodies in threads:
         parts: list[tuple[Form, str]] = [(str, title)]
         parts += [(html_with_code, body) for body in bodies]
-        yield Draft(place, "stackoverflow", tuple(parts), {"tags": " ".join(tags)})
+        yield Draft(place, "stackoverflow", tuple(parts))
 
 
 def _rows(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
-    for place, row in records.elements(stream, dropped, "row"):
+    for place, row in elements(stream, dropped, "row"):
         size = sum(len(value) for value in row.attrib.values())
         if size > LARGEST_DOCUMENT:
             dropped.add(f"post over {LARGEST_DOCUMENT:,} characters", place)
-        elif not str(row.get("Id", "")).isdigit() or row.get("Body") is None:
+        elif records.number_in(row.attrib, "Id") is None or row.get("Body") is None:
             dropped.add("row that is no post", place)
         else:
             yield place, dict(row.attrib)
@@ -79,9 +84,10 @@ def _dump_threads(
     settings: CorpusSettings,
     choice: Choice,
     dropped: Dropped,
+    scratch: Path | None,
 ) -> Iterator[Thread]:
     with (
-        tempfile.NamedTemporaryFile(prefix="smallm-posts-") as file,
+        tempfile.NamedTemporaryFile(prefix="smallm-posts-", dir=scratch) as file,
         closing(sqlite3.connect(file.name)) as posts,
     ):
         try:
@@ -93,7 +99,7 @@ def _dump_threads(
             posts.execute("create index thread on answer (site, parent)")
             yield from _joined(posts)
             orphans, first = posts.execute(ORPHANS).fetchone()
-        except sqlite3.OperationalError as error:  # such as a full disk
+        except sqlite3.Error as error:  # such as a full disk
             raise SmallmError(f"{file.name}: cannot be written: {error}") from error
     if orphans:
         dropped.add("answer whose question is not kept", first, orphans)
@@ -108,6 +114,7 @@ def _store(
 ) -> str | None:
     """Keeps a post, or says why not."""
     minimum = settings.minimum_score
+    number = records.number_in(row, "Id")
     kind, score = row.get("PostTypeId"), records.number_in(row, "Score")
     if kind not in (QUESTION, ANSWER):
         return "post that is neither question nor answer"
@@ -115,29 +122,29 @@ def _store(
         return "below --minimum-score"
     if kind == ANSWER:
         parent = records.number_in(row, "ParentId")
-        values: tuple[Any, ...] = (site, int(row["Id"]), parent, score or 0, row["Body"])
+        values: tuple[Any, ...] = (site, number, parent, score or 0, row["Body"])
         posts.execute("insert or ignore into answer values (?, ?, ?, ?, ?)", values)
         return None
     tags = _tags(row.get("Tags", ""))
     if not choice.keeps(tags):
         return "not in --tags"
     accepted = records.number_in(row, "AcceptedAnswerId")
-    values = (site, int(row["Id"]), accepted, row.get("Title", ""), row["Body"], " ".join(tags))
-    posts.execute("insert or ignore into question values (?, ?, ?, ?, ?, ?)", values)
+    values = (site, number, accepted, row.get("Title", ""), row["Body"])
+    posts.execute("insert or ignore into question values (?, ?, ?, ?, ?)", values)
     return None
 
 
 def _joined(posts: sqlite3.Connection) -> Iterator[Thread]:
     """Threads by site and the id of their question; the accepted answer first, then by score."""
     questions = posts.execute("select * from question order by site, id")
-    for site, number, accepted, title, body, tags in questions:
+    for site, number, accepted, title, body in questions:
         answers = posts.execute(
             "select body from answer where site = ? and parent = ? "
             "order by id = ? desc, score desc, id",
             (site, number, accepted or 0),
         )
         bodies = [body, *(answer for (answer,) in answers)]
-        yield f"{site} question {number}", title, bodies, tags.split()
+        yield f"{site} question {number}", title, bodies
 
 
 def _tags(value: str) -> list[str]:
@@ -157,6 +164,11 @@ def _hub_threads(
         if not question:
             dropped.add("row without a question", place)
             continue
+        if settings.tags and "tags" not in row:
+            raise SmallmError(
+                f"--tags: the dataset has no tags, its columns are {', '.join(row)}; read a dump "
+                "with --path"
+            )
         listed = row.get("tags") or ()
         tags = _tags(listed) if isinstance(listed, str) else [str(each) for each in listed]
         if not choice.keeps(tags):
@@ -169,7 +181,7 @@ def _hub_threads(
         kept.sort(key=lambda each: (not each.get("selected"), -_score(each)))
         bodies = [records.text_in(each, "text", "body") for each in kept]
         title = records.text_in(row, "title", "question_title")
-        yield place, title, [question, *bodies], tags
+        yield place, title, [question, *bodies]
 
 
 def _score(answer: records.Record) -> int:

@@ -11,12 +11,13 @@ import gzip
 import io
 import lzma
 import os
+import struct
 import sys
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -36,6 +37,19 @@ LARGEST_WINDOW = 31  # of zstd, as a power of two: Reddit's dumps need it
 # A stream that unpacks to far more than it holds is a bomb; text rarely shrinks by more than 20.
 LARGEST_EXPANSION, HARMLESS = 1_000, 64 * 2**20
 DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, zstd.ZstdError)
+# The modules for archives meet garbage in an index, and locks, with nearly any kind of error.
+BROKEN_ARCHIVE = (
+    *DAMAGE,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,  # NotImplementedError too
+    TypeError,
+    ValueError,  # UnicodeDecodeError too
+    struct.error,
+)
+NO_INDEX = "archive whose index, at its end, is missing, damaged or locked"
 
 
 class Stream:
@@ -53,7 +67,6 @@ class Stream:
         *,
         packed: Callable[[], int] | None = None,
         before: int = 0,
-        damage: tuple[type[Exception], ...] = DAMAGE,
     ) -> None:
         self.name = name
         self.offset = 0
@@ -61,17 +74,32 @@ class Stream:
         self._dropped = dropped
         self._packed = packed
         self._before = before
-        self._damage = damage
-        self._ended = False
+        self._ahead = b""
+        self.damaged = False
+        """Whether it ended before its end, which is counted."""
+        self.cut = False
+        """Whether the last of its lines had no line end."""
 
     def read(self, size: int = BLOCK) -> bytes:
         """The next bytes, at most `size`; none at the end, wherever that is."""
-        if self._ended:
+        if self._ahead:
+            block, self._ahead = self._ahead[:size], self._ahead[size:]
+            return block
+        return self._more(size)
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, `size` of them unless the end comes first, which stay to be read."""
+        while len(self._ahead) < size and (block := self._more(size)):
+            self._ahead += block
+        return self._ahead[:size]
+
+    def _more(self, size: int) -> bytes:
+        if self.damaged:
             return b""
         try:
             # not read: what it had before the damage would be lost
             block: bytes = cast("Any", self._file).read1(size)
-        except self._damage as error:
+        except DAMAGE as error:
             self._end("truncated or damaged", str(error) or type(error).__name__)
             return b""
         self.offset += len(block)
@@ -82,7 +110,7 @@ class Stream:
         return block
 
     def _end(self, reason: str, detail: str) -> None:
-        self._ended = True
+        self.damaged = True
         self._dropped.add(
             f"rest of a file: {reason}",
             f"{self.name} after {self.offset:,} bytes of text: {detail}",
@@ -105,6 +133,7 @@ class Stream:
                     self._too_long(longest, number)
                 rest, skipping = b"", True
         if rest and not skipping:
+            self.cut = True
             yield number, rest
 
     def _too_long(self, longest: int, number: int) -> None:
@@ -142,11 +171,16 @@ def _opened(
     elif head.startswith(b"7z\xbc\xaf\x27\x1c"):
         yield from _seven_zip(file, name, dropped, wanted)
     else:
-        for magic, unpack in UNPACKERS.items():
-            if head.startswith(magic):
-                yield Stream(unpack(file), name, dropped, packed=file.tell)
-                return
-        yield Stream(file, name, dropped)
+        unpack = _unpacker(head)
+        yield Stream(unpack(file), name, dropped, packed=file.tell if unpack != _plain else None)
+
+
+def _unpacker(head: bytes) -> Callable[[IO[bytes]], IO[bytes]]:
+    return next((each for magic, each in UNPACKERS.items() if head.startswith(magic)), _plain)
+
+
+def _plain(file: IO[bytes]) -> IO[bytes]:
+    return file
 
 
 def _zstd(file: IO[bytes]) -> IO[bytes]:
@@ -172,10 +206,10 @@ def _zip(
 ) -> Iterator[Stream]:
     try:
         archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile as error:
-        dropped.add("damaged archive", f"{name}: {error}")
+    except BROKEN_ARCHIVE as error:
+        dropped.add(NO_INDEX, f"{name}: {error}")
         return
-    size = file.seek(0, os.SEEK_END)
+    packed = partial(int, file.seek(0, os.SEEK_END))
     unpacked = 0
     with archive:
         for member in archive.infolist():
@@ -184,11 +218,14 @@ def _zip(
             place = f"{name}/{shown(member.filename)}"
             try:
                 opened = archive.open(member)
-            except (RuntimeError, NotImplementedError, *DAMAGE) as error:  # encrypted, or unknown
+                head = opened.read(8)
+                opened.seek(0)
+            except BROKEN_ARCHIVE as error:
                 dropped.add("member of an archive that cannot be unpacked", f"{place}: {error}")
                 continue
             with opened:
-                stream = Stream(opened, place, dropped, packed=partial(int, size), before=unpacked)
+                inside = _unpacker(head)(opened)
+                stream = Stream(inside, place, dropped, packed=packed, before=unpacked)
                 yield stream
             unpacked += stream.offset
 
@@ -197,31 +234,22 @@ def _seven_zip(
     file: IO[bytes], name: str, dropped: Dropped, wanted: Callable[[str], bool]
 ) -> Iterator[Stream]:
     import py7zr
-    from py7zr.exceptions import ArchiveError
+    from py7zr.exceptions import ArchiveError, PasswordRequired
 
-    packed = file.seek(0, os.SEEK_END)
+    packed = partial(int, file.seek(0, os.SEEK_END))
     file.seek(0)
-    damage = (*DAMAGE, ArchiveError, ValueError, TypeError, IndexError, AssertionError)
     try:
         with py7zr.SevenZipFile(cast("Any", file)) as archive:
-            members = [each for each in archive.list() if not each.is_directory]
-    except damage as error:  # py7zr meets garbage in its headers with many kinds of errors
-        dropped.add("damaged archive", f"{name}: {error}")
+            members = [each.filename for each in archive.list() if not each.is_directory]
+    except (*BROKEN_ARCHIVE, ArchiveError, PasswordRequired) as error:
+        dropped.add(NO_INDEX, f"{name}: {error}")
         return
     unpacked = 0
-    for member in members:
-        if not wanted(member.filename):
-            continue
-        place = f"{name}/{shown(member.filename)}"
-        with closing(_Pipe(file, member.filename, damage)) as pipe:
-            stream = Stream(
-                cast("IO[bytes]", pipe),
-                place,
-                dropped,
-                packed=partial(int, packed),
-                before=unpacked,
-                damage=damage,
-            )
+    for member in filter(wanted, members):
+        with closing(_Pipe(file, member)) as pipe:
+            inside = cast("IO[bytes]", pipe)
+            place = f"{name}/{shown(member)}"
+            stream = Stream(inside, place, dropped, packed=packed, before=unpacked)
             yield stream
         unpacked += stream.offset
 
@@ -229,12 +257,11 @@ def _seven_zip(
 class _Pipe:
     """A member of a .7z as a stream: py7zr pushes it from a thread, in bounded memory."""
 
-    def __init__(self, file: IO[bytes], member: str, damage: tuple[type[Exception], ...]) -> None:
+    def __init__(self, file: IO[bytes], member: str) -> None:
         reading, writing = os.pipe()
         self._reader = os.fdopen(reading, "rb")
         self._writer = os.fdopen(writing, "wb", buffering=BLOCK)
         self._error: Exception | None = None
-        self._damage = damage
         self._thread = threading.Thread(target=self._unpack, args=(file, member), daemon=True)
         self._thread.start()
 
@@ -273,39 +300,23 @@ class _Pipe:
                 archive.extract(targets=[member], factory=Factory())
         except BrokenPipeError:
             pass  # the reader has enough
-        except self._damage as error:
+        except Exception as error:  # told by the reader, in whose thread it can be counted
             self._error = error
         finally:
             with suppress(BrokenPipeError):
                 writer.close()
 
     def read1(self, size: int) -> bytes:
-        """The next bytes of the member; raises what unpacking it raised, at the end."""
+        """The next bytes of the member; raises OSError where unpacking failed, at the end."""
         block = self._reader.read1(size)
-        if not block and self._error:
-            raise self._error
+        if not block:
+            self._thread.join()
+            if self._error:
+                what = f"{type(self._error).__name__}: {self._error}"
+                raise OSError(what) from self._error
         return block
 
     def close(self) -> None:
         """Ends the thread, wherever it is."""
         self._reader.close()
         self._thread.join()
-
-
-@contextmanager
-def text_of(stream: Stream, encoding: str) -> Iterator[IO[str]]:
-    """The stream as text; bytes outside the encoding become replacement characters."""
-
-    class Raw(io.RawIOBase):
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            block = stream.read(len(buffer))
-            buffer[: len(block)] = block
-            return len(block)
-
-    with io.TextIOWrapper(
-        io.BufferedReader(Raw(), BLOCK), encoding=encoding, errors="replace", newline=""
-    ) as text:
-        yield text

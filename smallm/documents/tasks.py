@@ -24,7 +24,7 @@ class Task:
     """The part of a mixture."""
 
     def read(self, dropped: Dropped) -> Iterator[Document | Draft]:
-        """Yields the documents of this task."""
+        """Yields the documents of this task, on a machine of its own."""
         for item in source(self.settings.source).read(self.settings, dropped, workers=1):
             name = str(PurePosixPath(self.folder) / item.id) if self.folder else item.id
             if self.part is None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 
 CATEGORY = re.compile(r"\[\[\s*Category\s*:\s*([^\]|]+)", re.IGNORECASE)
 # Links whose text is no part of the sentence: files, categories, other languages.
-ASIDE = re.compile(r"\s*:?\s*(?:file|image|media|category|[a-z]{2,3}(?:-[a-z-]+)?)\s*:", re.I)
+ASIDE = re.compile(r"\s*(?:(?i:file|image|media|category)\s*:|[a-z]{2,3}(?:-[a-z]+)*:\S)")
 NO_PROSE = frozenset(
     {
         "table",
@@ -39,14 +38,12 @@ def wikitext_prose(text: str) -> str:
     from mwparserfromhell.nodes import Tag, Wikilink
 
     code = mwparserfromhell.parse(LAST_SECTIONS.sub("", text), skip_style_tags=True)
-    for node in code.filter(recursive=True, matches=lambda each: isinstance(each, Tag | Wikilink)):
-        if isinstance(node, Tag):
-            aside = str(node.tag).strip().lower() in NO_PROSE
-        else:
-            aside = isinstance(node, Wikilink) and bool(ASIDE.match(str(node.title)))
-        if aside:
-            with suppress(ValueError):  # it stood inside one that is gone
-                code.remove(node)
+    # Emptied, not removed: to remove a node the whole article is searched for it.
+    for node in code.ifilter(recursive=True, matches=lambda each: isinstance(each, Tag | Wikilink)):
+        if isinstance(node, Tag) and str(node.tag).strip().lower() in NO_PROSE:
+            node.contents = ""
+        elif isinstance(node, Wikilink) and ASIDE.match(str(node.title)):
+            node.title, node.text = "", None
     plain = code.strip_code(normalize=True, collapse=True)
     plain = re.sub(r"'{2,}|__[A-Z]+__", "", plain)
     lines = (" ".join(line.split()) for line in plain.splitlines())
