@@ -26,7 +26,9 @@ from smallm import duplicates
 from smallm.documents import Dropped, packages
 from smallm.provenance import usable_cpus
 from smallm.settings import CorpusSettings, TokenizerSettings
-from smallm.tape import Slice, Tape, build_tape, tokenize_with
+from smallm.tape import Slice, Tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import tokenize_with
 from smallm.tokens import BytePairTokenizer, train_tokenizer
 
 SPEED_GOAL, MEMORY_GOAL = 0.90, 1.0

@@ -25,7 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from smallm.settings import CorpusSettings, Settings
-from smallm.tape import Tape, TokenTape, build_tape, tokenize_tape
+from smallm.tape import Tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import TokenTape, tokenize_tape
 from smallm.training import Training
 
 TRIALS = 2

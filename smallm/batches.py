@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from smallm.tape import TokenTape
+from smallm.token_tape import TokenTape
 
 Ints = NDArray[np.int64]
 ROUNDS = 4  # of the Feistel network: enough for an even-looking order

@@ -22,7 +22,8 @@ from smallm.batches import windows_before
 from smallm.errors import SmallmError
 from smallm.scoring import BATCH, Scores, predicted_positions
 from smallm.significance import Interval, document_counts, multi_bootstrap
-from smallm.tape import Slice, TokenTape
+from smallm.tape import Slice
+from smallm.token_tape import TokenTape
 
 LEAST, MOST = 0.05, 20.0  # temperatures that a fit may give
 MOST_POSITIONS = 4096  # that a fit looks at: the temperature is then known to about 1 %

@@ -11,7 +11,7 @@ from torch import nn
 from smallm.errors import SmallmError
 from smallm.files import read_json, write_json, write_text
 from smallm.settings import ModelSettings, Settings, read_yaml
-from smallm.tape import TokenTape, copy_tokenizer
+from smallm.token_tape import TokenTape, copy_tokenizer
 from smallm.tokens import Tokenizer, load_tokenizer
 
 ORIGIN = "origin.json"

@@ -11,7 +11,8 @@ from smallm.options import Several, as_json, examples, messages, print_json, set
 from smallm.settings import Settings
 
 if TYPE_CHECKING:
-    from smallm.tape import Tape, TokenTape
+    from smallm.tape import Tape
+    from smallm.token_tape import TokenTape
 
 RATIOS = (0.75, 0.8, 0.9)  # of the searches that ship: their slices are those shown and scored
 
@@ -113,7 +114,7 @@ def inspect(given: dict[str, Any], ratios: tuple[float, ...], samples: int, as_j
 def corpus_tape(given: dict[str, Any]) -> Tape:
     """The tape of the settings, built or opened."""
     from smallm.provenance import usable_cpus
-    from smallm.tape import build_tape
+    from smallm.tape_building import build_tape
 
     settings = Settings.from_flat(given)
     with messages().status(f"reading source {settings.corpus.source}"):
@@ -123,7 +124,7 @@ def corpus_tape(given: dict[str, Any]) -> Tape:
 def corpus_tapes(given: dict[str, Any]) -> tuple[Tape, TokenTape]:
     """The tape of the settings with its tokens."""
     from smallm.provenance import usable_cpus
-    from smallm.tape import tokenize_tape
+    from smallm.token_tape import tokenize_tape
 
     settings = Settings.from_flat(given)
     tape = corpus_tape(given)

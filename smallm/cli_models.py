@@ -402,7 +402,7 @@ def _own_tokens(
     """Each SmaLLM that was scored, beside the reference models in its own tokens."""
     from smallm import comparison
     from smallm.champion import load_core, read_origin
-    from smallm.tape import tokenize_with
+    from smallm.token_tape import tokenize_with
 
     scored = [row["name"] for row in record["models"] if "reason" not in row]
     tables = {}

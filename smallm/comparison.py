@@ -37,7 +37,8 @@ from smallm.references import reference_scores
 from smallm.scoring import Scores, score
 from smallm.settings import Settings
 from smallm.significance import Interval, ratio_interval
-from smallm.tape import Slice, Tape, TokenTape
+from smallm.tape import Slice, Tape
+from smallm.token_tape import TokenTape
 from smallm.tokens import WORD
 
 SEED = 0

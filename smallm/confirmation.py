@@ -25,7 +25,8 @@ from smallm.ngrams import KNESER_NEY
 from smallm.results import sentences, short
 from smallm.scoring import Scores, score
 from smallm.settings import Settings
-from smallm.tape import Slice, TokenTape
+from smallm.tape import Slice
+from smallm.token_tape import TokenTape
 from smallm.training import Training
 
 BOOTSTRAP_SEED = 0

@@ -28,7 +28,9 @@ from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.references import reference_scores
 from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
-from smallm.tape import Tape, TokenTape, build_tape, tokenize_tape
+from smallm.tape import Tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import TokenTape, tokenize_tape
 from smallm.tracking import CHAMPION_URI, Tracker
 from smallm.training import uses_bf16
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from smallm.ngrams import KNESER_NEY, UNIFORM, UNIGRAM, KneserNey
 from smallm.scoring import Scores, predicted_positions, summed
-from smallm.tape import Slice, TokenTape
+from smallm.tape import Slice
+from smallm.token_tape import TokenTape
 from smallm.tokens import END_ID
 
 

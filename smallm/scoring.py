@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from smallm.batches import windows_before
-from smallm.tape import Slice, TokenTape
+from smallm.tape import Slice
+from smallm.token_tape import TokenTape
 from smallm.tokens import END_ID, UNKNOWN_ID, WordTokenizer
 
 TOP = (1, 3, 10)

@@ -6,7 +6,6 @@ bytes a document at once.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,9 +22,8 @@ from numpy.typing import NDArray
 
 from smallm import duplicates
 from smallm.documents import LARGEST_DOCUMENT, Document, Draft, Dropped
+from smallm.hashes import HASH, content_hash
 
-HASH_KEY = b"smallm tape 1"
-HASH = np.dtype(">u8")  # two of them: bytes and numbers in the same order
 COLUMNS: dict[str, np.dtype[Any]] = {
     "hash": HASH,
     "size": np.dtype(np.int32),
@@ -72,7 +70,7 @@ def prepared(items: list[Item], threshold: float) -> Batch:
         documents.append(document)
         encoded.append(content)
     texts = [document.text for document in documents]
-    hashes = [hashlib.blake2b(each, key=HASH_KEY, digest_size=16).digest() for each in encoded]
+    hashes = [content_hash(each) for each in encoded]
     signed = duplicates.signatures(texts)
     return Batch(
         text=b"".join(encoded),

@@ -28,7 +28,8 @@ from smallm.hardware import has_bf16
 from smallm.replicates import Group, groups_of
 from smallm.scoring import score
 from smallm.settings import Settings
-from smallm.tape import Slice, TokenTape
+from smallm.tape import Slice
+from smallm.token_tape import TokenTape
 
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16

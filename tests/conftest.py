@@ -9,7 +9,8 @@ import pytest
 
 from smallm.cli import main
 from smallm.settings import CorpusSettings, TokenizerSettings
-from smallm.tape import build_tape, tokenize_tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import tokenize_tape
 
 RATIOS = (0.75, 0.8, 0.9)
 NOUNS = "model network layer gradient tensor kernel token vector matrix seed batch corpus".split()

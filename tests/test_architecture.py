@@ -13,9 +13,10 @@ ROOT = Path(smallm.__file__).parent
 # Each line may import from itself and from the lines above.
 LEVELS = [
     ["__init__", "errors", "files", "hardware", "settings", "provenance", "spaces"],
-    ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "strata"],
+    ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "hashes", "strata"],
     ["encoding", "spool"],
     ["home", "options", "space", "tape"],
+    ["tape_building", "token_tape"],
     ["batches", "scoring", "replicates", "quality", "corpus_profile"],
     ["training", "references", "champion", "calibration"],
     ["baselines"],

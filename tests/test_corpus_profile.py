@@ -9,7 +9,7 @@ from test_tape import write
 
 from smallm.corpus_profile import NGRAM, corpus_profile, long_ngrams
 from smallm.strata import strata
-from smallm.tape import build_tape
+from smallm.tape_building import build_tape
 
 RATIOS = (0.75, 0.8, 0.9)
 

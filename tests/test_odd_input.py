@@ -14,7 +14,7 @@ from smallm.documents.news import clean, clean_ag_news
 from smallm.documents.wikitext import wikitext_prose
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings, TokenizerSettings
-from smallm.tape import build_tape
+from smallm.tape_building import build_tape
 from smallm.tokens import train_tokenizer
 
 TRUNCATED = "rest of a file: truncated or damaged"

@@ -12,8 +12,10 @@ from dumps import json_lines, thread, xml_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smallm.hashes import rows_of
 from smallm.settings import CorpusSettings
-from smallm.tape import Tape, build_tape, rows_of
+from smallm.tape import Tape
+from smallm.tape_building import build_tape
 
 ROOT = Path(__file__).parent.parent
 HALF = st.integers(0, 3)

@@ -19,7 +19,7 @@ from dumps import PACKERS, json_lines, seven_zip, thread, wikipedia, xml_rows, z
 from smallm.documents import Dropped, finished, source
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
-from smallm.tape import build_tape
+from smallm.tape_building import build_tape
 
 SAMPLES = os.environ.get("SMALLM_SAMPLES")
 needs_samples = pytest.mark.skipif(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from smallm.documents import Dropped
 from smallm.settings import CorpusSettings, TokenizerSettings
 from smallm.spool import ALONE, count_words, in_order
-from smallm.tape import build_tape, tokenize_tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import tokenize_tape
 
 
 @given(st.text(max_size=40))

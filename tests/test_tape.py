@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings, TokenizerSettings
 from smallm.strata import strata, stratified_places
-from smallm.tape import Tape, build_tape, tokenize_tape
+from smallm.tape import Tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import tokenize_tape
 
 RATIOS = (0.75, 0.8, 0.9)
 
@@ -81,7 +83,7 @@ def test_exact_and_near_duplicates_leave_one_copy_each(tmp_path):
 def test_another_process_builds_the_same_tape_and_tokens(small_corpus, tape, bpe_tokens, tmp_path):
     code = (
         "import sys; from pathlib import Path; from smallm.settings import *;"
-        "from smallm.tape import *;"
+        "from smallm.tape_building import *; from smallm.token_tape import *;"
         "t = build_tape(CorpusSettings(source='folder', path=Path(sys.argv[1])),"
         " home=Path(sys.argv[2]));"
         "k = tokenize_tape(t, TokenizerSettings(vocabulary=400), ratios=[.75, .8, .9]);"
@@ -157,7 +159,7 @@ def test_an_error_in_the_middle_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("smallm.tape.write_shard", full)
+        broken.setattr("smallm.tape_building.write_shard", full)
         with pytest.raises(SmallmError, match="No space left on device"):
             build_tape(settings, home=home)
     assert not list((home / "tapes").iterdir())
@@ -190,5 +192,5 @@ def test_other_code_makes_another_tape(small_corpus, tmp_path, monkeypatch):
     settings = CorpusSettings(source="folder", path=small_corpus)
     first = build_tape(settings, home=tmp_path).folder
     assert build_tape(settings, home=tmp_path).folder == first
-    monkeypatch.setattr("smallm.tape.code_digest", lambda *parts: "changed")
+    monkeypatch.setattr("smallm.tape_building.code_digest", lambda *parts: "changed")
     assert build_tape(settings, home=tmp_path).folder != first

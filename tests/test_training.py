@@ -11,7 +11,8 @@ from smallm.calibration import fitted_temperature
 from smallm.errors import SmallmError
 from smallm.scoring import score
 from smallm.settings import CorpusSettings, Settings, TokenizerSettings
-from smallm.tape import build_tape, tokenize_tape
+from smallm.tape_building import build_tape
+from smallm.token_tape import tokenize_tape
 from smallm.training import PENALTY, Training, schedule
 
 SMALL = Settings().replace(

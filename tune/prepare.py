@@ -28,24 +28,14 @@ from smallm.documents import Dropped, mixture
 from smallm.documents.tasks import Task, tasks
 from smallm.errors import SmallmError, in_one_line
 from smallm.files import whole_folder
+from smallm.hashes import HASH, distinct, hexadecimal, places_of, rows_of, tape_digest
 from smallm.home import open_home
 from smallm.options import messages, run_program, settings_options
 from smallm.provenance import code_digest, require_same_code, usable_cpus
 from smallm.settings import CorpusSettings, Settings
-from smallm.spool import HASH, batches, prepared
-from smallm.tape import (
-    Tape,
-    distinct,
-    hexadecimal,
-    no_text,
-    places_of,
-    rows_of,
-    tape_digest,
-    tape_folder,
-    weighted,
-    write_manifest,
-    write_shard,
-)
+from smallm.spool import batches, prepared
+from smallm.tape import Tape
+from smallm.tape_building import no_text, tape_folder, weighted, write_manifest, write_shard
 
 PARTITIONS = 64  # of the bands' hashes: documents that may be near meet in one of them
 NUMBER = 2**32  # documents that a task may have
