@@ -381,7 +381,9 @@ def _same_order(tape: Tape, origin: Origin) -> bool:
 
     def forms(settings: CorpusSettings) -> dict[str, tuple[Any, ...]]:
         each = [part.settings for part in parts(settings)] if settings.source == "mixture" else []
-        return {part.source: (part.latex, part.minimum_score) for part in each or [settings]}
+        return {
+            part.source: (part.latex, part.drop, part.minimum_score) for part in each or [settings]
+        }
 
     here = CorpusSettings.model_validate(tape.manifest["settings"])
     there = origin.settings.corpus

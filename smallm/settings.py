@@ -42,6 +42,9 @@ Location = Annotated[
 """A path, or a URL such as s3://bucket/dumps."""
 
 
+NOISE = ("removed", "bots", "quotes", "withdrawn")
+
+
 class CorpusSettings(Group):
     """Which text, and how it is put in order."""
 
@@ -67,6 +70,8 @@ class CorpusSettings(Group):
     """Keep comments of these subreddits (reddit)."""
     minimum_score: int | None = None
     """Keep posts and comments with at least this score (stackoverflow, reddit)."""
+    drop: tuple[str, ...] = NOISE
+    """Left out: removed comments, bots, quoted lines (reddit), withdrawn papers (arxiv); or none."""
     latex: Literal["keep", "normalize"] = "keep"
     """Keep LaTeX as it is written, or turn it into plain Unicode text (arxiv)."""
     max_documents: int | None = Field(default=None, ge=1)
@@ -75,6 +80,16 @@ class CorpusSettings(Group):
     """Place documents by content hash, or by hash inside rare-word strata (for small corpora)."""
     near_duplicate_threshold: float = Field(default=0.75, gt=0, le=1)
     """Estimated Jaccard similarity of word 5-grams from which two documents count as one."""
+
+    @field_validator("drop")
+    @classmethod
+    def _known_noise(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names == ("none",):
+            return ()
+        for name in names:
+            if name not in NOISE:
+                raise ValueError(unknown_name("noise", name, (*NOISE, "none")))
+        return names
 
     @field_validator("source")
     @classmethod

@@ -238,6 +238,7 @@ def test_a_filter_that_a_source_would_ignore_is_refused(name):
         "tags": ("a",),
         "subreddits": ("a",),
         "minimum_score": 1,
+        "drop": ("none",),
         "latex": "normalize",
     }
     heeded = source(name).FILTERS

@@ -245,6 +245,26 @@ def test_reddit_comments_lose_quotes_bots_and_what_was_removed(tmp_path):
     }
 
 
+def test_what_is_dropped_as_noise_is_a_setting(tmp_path):
+    comments = [
+        {"body": "&gt; quoted\n\nI agree.", "author": "a"},
+        {"body": "[deleted]", "author": "a"},
+        {"body": "I am a bot.", "author": "b"},
+    ]
+    path = write(tmp_path / "RC_2015-01", json_lines(comments))
+    kept, dropped = read("reddit", path, drop=("none",))
+    assert [each.text for each in kept] == ["quoted\n\nI agree.", "[deleted]", "I am a bot."]
+    assert dropped == {}
+    fewer, dropped = read("reddit", path, drop=("bots", "quotes"))
+    assert [each.text for each in fewer] == ["I agree.", "[deleted]"]
+    assert dropped == {"comment of a bot": 1}
+    withdrawn = write(tmp_path / "a.json", json_lines([{"abstract": "Paper is withdrawn."}]))
+    assert len(read("arxiv", withdrawn, drop=("none",))[0]) == 1
+    assert read("arxiv", withdrawn) == ([], {"withdrawn paper": 1})
+    with pytest.raises(ValueError, match="unknown noise 'bot'"):
+        CorpusSettings(source="reddit", drop=("bot",))
+
+
 def test_reddit_scores_may_be_numbers_or_digits(tmp_path):
     comments = [
         {"body": f"Comment {n}.", "subreddit": sub, "score": score}

@@ -168,7 +168,7 @@ SOURCES: dict[str, str] = {
 }
 
 
-FILTERS = ("categories", "titles", "tags", "subreddits", "minimum_score", "latex")
+FILTERS = ("categories", "titles", "tags", "subreddits", "minimum_score", "drop", "latex")
 """Settings that only some sources heed."""
 
 

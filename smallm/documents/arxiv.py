@@ -13,7 +13,7 @@ from smallm.settings import CorpusSettings
 DATASET = {"dataset": "gfissore/arxiv-abstracts-2021"}
 WITHDRAWN = re.compile(r"\b(?:paper|article|manuscript|submission)\b.{0,40}\bwithdrawn\b", re.I)
 LONGEST_WITHDRAWAL = 400  # characters: longer ones are about withdrawals, or hold an abstract
-FILTERS = ("categories", "latex")
+FILTERS = ("categories", "drop", "latex")
 
 
 def describe() -> str:
@@ -41,11 +41,15 @@ def read(
         categories = _categories(record.get("categories"))
         if not choice.keeps(categories):
             dropped.add("not in --categories", place)
-        elif len(abstract) < LONGEST_WITHDRAWAL and WITHDRAWN.search(abstract):
+        elif "withdrawn" in settings.drop and _withdrawn(abstract):
             dropped.add("withdrawn paper", place)
         else:
             title = records.text_in(record, "title")
             yield Draft(place, "arxiv", ((forms[0], title), (forms[1], abstract)))
+
+
+def _withdrawn(abstract: str) -> bool:
+    return len(abstract) < LONGEST_WITHDRAWAL and bool(WITHDRAWN.search(abstract))
 
 
 def _categories(value: object) -> list[str]:

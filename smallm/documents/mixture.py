@@ -24,7 +24,7 @@ from smallm.files import read_text
 from smallm.settings import CorpusSettings, validated
 
 OWN = ("source", "path", "text_field", "dataset", "dataset_config", "dataset_split", "categories",
-       "titles", "tags", "subreddits", "minimum_score", "latex")  # fmt: skip
+       "titles", "tags", "subreddits", "minimum_score", "drop", "latex")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ READERS = dict.fromkeys((".json", ".jsonl", ".ndjson", "rc_????-??"), records.js
 GONE = frozenset({"[deleted]", "[removed]"})
 BOT = re.compile(r"(?:^|[_-])bot$|[a-z]Bot$|^AutoModerator$|^AutoMod")
 BOT_SAYS = re.compile(r"\bI(?:.| a)m a bot\b|\bthis action was performed automatically\b", re.I)
-FILTERS = ("subreddits", "minimum_score")
+FILTERS = ("subreddits", "minimum_score", "drop")
 
 
 def describe() -> str:
@@ -41,22 +41,26 @@ def read(
         if not isinstance(body, str):
             dropped.add("record without a body", place)
             continue
-        reason = _reason(record, body.strip(), choice, settings.minimum_score)
+        reason = _reason(record, body.strip(), choice, settings)
         if reason:
             dropped.add(reason, place)
             continue
-        yield Draft(place, "reddit", ((prose, body),))
+        form = prose if "quotes" in settings.drop else prose_with_quotes
+        yield Draft(place, "reddit", ((form, body),))
 
 
-def _reason(record: records.Record, body: str, choice: Choice, minimum: int | None) -> str | None:
+def _reason(
+    record: records.Record, body: str, choice: Choice, settings: CorpusSettings
+) -> str | None:
     """Why a comment is left out; None when it stays."""
     if not choice.keeps([records.text_in(record, "subreddit")]):
         return "not in --subreddits"
-    if body in GONE:
+    if "removed" in settings.drop and body in GONE:
         return "deleted or removed comment"
-    if BOT.search(records.text_in(record, "author")) or BOT_SAYS.search(body):
+    author = records.text_in(record, "author")
+    if "bots" in settings.drop and (BOT.search(author) or BOT_SAYS.search(body)):
         return "comment of a bot"
-    if minimum is not None:
+    if (minimum := settings.minimum_score) is not None:
         score = records.number_in(record, "score")
         if score is None or score < minimum:
             return "below --minimum-score"
@@ -68,3 +72,8 @@ def prose(body: str) -> str:
     lines = html.unescape(body).splitlines(keepends=True)
     own = [line for line in lines if not line.lstrip().startswith(">")]
     return markdown_prose("".join(without_fences(own)))
+
+
+def prose_with_quotes(body: str) -> str:
+    """The same with the quoted lines."""
+    return markdown_prose("".join(without_fences(html.unescape(body).splitlines(keepends=True))))
