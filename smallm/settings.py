@@ -71,7 +71,7 @@ class CorpusSettings(Group):
     minimum_score: int | None = None
     """Keep posts and comments with at least this score (stackoverflow, reddit)."""
     drop: tuple[str, ...] = NOISE
-    """Left out: removed comments, bots, quoted lines (reddit), withdrawn papers (arxiv); or none."""
+    """Leave out removed comments, bots, quotes (reddit), withdrawn papers (arxiv); or none."""
     latex: Literal["keep", "normalize"] = "keep"
     """Keep LaTeX as it is written, or turn it into plain Unicode text (arxiv)."""
     max_documents: int | None = Field(default=None, ge=1)
