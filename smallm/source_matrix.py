@@ -92,9 +92,13 @@ def draw_matrix(record: Record) -> Plot:
     with style():
         figure, (axes,) = panels(1.7 + 0.5 * len(rows))
         axes.imshow(shade, cmap="cividis_r", aspect="auto", vmin=-0.25, vmax=1)
-        axes.set(title="Trained on the row, scored on the column")
+        axes.set(title="Bits per byte on each source")
         axes.set_xticks(range(len(sources)), sources)
-        labels = [f"{name_shown(row['name'])}\n({trained_on(row)})" for row in rows]
+        labels = [name_shown(row["name"]) for row in rows]
+        labels = [
+            f"{label}\n({trained_on(row)})" if row.get("trained_on") else label
+            for label, row in zip(labels, rows, strict=True)
+        ]
         axes.set_yticks(range(len(rows)), labels)
         axes.grid(visible=False)
         for (row, column), value in np.ndenumerate(bits):
@@ -104,7 +108,8 @@ def draw_matrix(record: Record) -> Plot:
             figure,
             "source_matrix",
             SECTION,
-            "Bits per byte, lower and lighter is better; shades compare within a column.",
+            "A row for each model with what it was trained on, a column for each source it is scored "
+            "on. Lower and lighter is better; shades compare within a column.",
         )
 
 
