@@ -108,8 +108,8 @@ def draw_matrix(record: Record) -> Plot:
             figure,
             "source_matrix",
             SECTION,
-            "A row for each model with what it was trained on, a column for each source it is scored "
-            "on. Lower and lighter is better; shades compare within a column.",
+            "A row for each model with what it was trained on, a column for each source it is "
+            "scored on. Lower and lighter is better; shades compare within a column.",
         )
 
 
