@@ -163,8 +163,13 @@ def failure_sentences(confirmed: Sequence[Confirmed]) -> list[str]:
     ]
 
 
-def finalist_record(confirmed: Confirmed, *, role: str, searched: Sequence[str]) -> dict[str, Any]:
-    """A finalist as the result record holds it: final figures with intervals."""
+def finalist_record(
+    confirmed: Confirmed, *, role: str, searched: Sequence[str], sources: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A finalist as the result record holds it: final figures with intervals.
+
+    With the source of each document of the final slice, figures for each of several sources.
+    """
     flat = confirmed.finalist.settings.flat()
     sizes = confirmed.replicates[0].final.bytes
     interval = significance.multi_bootstrap(confirmed.nll, sizes, seed=BOOTSTRAP_SEED)
@@ -190,7 +195,22 @@ def finalist_record(confirmed: Confirmed, *, role: str, searched: Sequence[str])
                 "per_seed": {str(r.seed): r.final.bits_per_byte for r in confirmed.replicates},
             },
         },
+        "by_source": _by_source(confirmed, sources) if len(set(sources)) > 1 else {},
     }
+
+
+def _by_source(confirmed: Confirmed, sources: Sequence[str]) -> dict[str, Any]:
+    """Bits per byte on the documents of each source, with intervals over seeds and documents."""
+    named, sizes = np.asarray(sources), confirmed.replicates[0].final.bytes
+    found = {}
+    for name in sorted(set(sources)):
+        mine = named == name
+        if mine.sum() > 1:  # one document has no interval
+            nll = confirmed.nll[:, mine]
+            found[name] = asdict(
+                significance.multi_bootstrap(nll, sizes[mine], seed=BOOTSTRAP_SEED)
+            )
+    return found
 
 
 def compared(champion: Confirmed, other: Confirmed, against: str) -> dict[str, Any]:
@@ -238,19 +258,25 @@ def champion_sentence(champion: Mapping[str, Any]) -> str:
 
 
 def confirmation_record(
-    confirmed: Sequence[Confirmed], references: Mapping[str, Scores], searched: Sequence[str]
+    confirmed: Sequence[Confirmed],
+    references: Mapping[str, Scores],
+    searched: Sequence[str],
+    sources: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The parts of the result record that confirmation adds, from finalists in order."""
+    """The parts of the result record that confirmation adds, from finalists in order.
+
+    `sources` are those of the documents of the final slice.
+    """
     champion, *others = confirmed
     rows, comparisons = [], []
     for place, each in enumerate(confirmed):
         named = {0: "champion", 1: "runner-up"}.get(place, "finalist")
         role = "default" if each.finalist.trial is None and place else named
-        rows.append(finalist_record(each, role=role, searched=searched))
+        rows.append(finalist_record(each, role=role, searched=searched, sources=sources))
     if others:
         comparisons.append(compared(champion, others[0], "runner-up"))
     default = next((each for each in others if each.finalist.is_default), None)
-    if default:
+    if default and default is not others[0]:  # as the runner-up it has been compared
         comparisons.append(compared(champion, default, "default config"))
     return {
         "finalists": rows,
@@ -272,6 +298,7 @@ def final_metrics(row: Mapping[str, Any]) -> dict[str, float]:
         **{f"final/bits_per_byte{end}": bits[key] for end, key in _ENDS.items()},
         **{f"final/bits_per_byte/seed_{seed}": v for seed, v in bits["per_seed"].items()},
         "selection/bits_per_byte": row["selection"]["mean"],
+        **{f"final/bits_per_byte/on/{n}": v["value"] for n, v in row["by_source"].items()},
     }
 
 

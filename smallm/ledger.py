@@ -158,7 +158,8 @@ class Ledger:
             tokens, self.tape.training(settings.training.split_ratio), final
         )
         core = champion.core(tokens.vocabulary)
-        found = confirmation.confirmation_record(ordered, references, record["searched"])
+        sources = self.tape.column("source")[final.first : final.last].tolist()
+        found = confirmation.confirmation_record(ordered, references, record["searched"], sources)
         found["conclusion"] += [*record["conclusion"], record["replication_advice"]]
         record |= found
         folder = self.folder / "champion"

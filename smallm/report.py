@@ -141,6 +141,7 @@ def _finalists(result: Record, plots: Sequence[Plot]) -> Html:
     rows: dict[str, Iterable[object]] = {
         "Bits per byte, final slice": (tag("strong", final_score(f)[0]) for f in finalists),
         "95 % interval": (final_score(each)[1] for each in finalists),
+        **_on_sources(finalists),
         "Bits per byte, selection slice": (f"{s:.3f}" if s else NONE for s in selection),
         **{title: [_metric(final, key) for final in finals] for key, title in METRICS.items()},
         "Parameters": (f"{each.get('parameters') or 0:,}" for each in finalists),
@@ -156,6 +157,20 @@ def _finalists(result: Record, plots: Sequence[Plot]) -> Html:
     if len(finalists) > 3:  # too wide to stand beside the plot
         return join(figures(plots, "finalists"), body)
     return figures(plots, "finalists", body)
+
+
+def _on_sources(finalists: Sequence[Record]) -> dict[str, list[object]]:
+    """A row for each source of a mixture."""
+    names = sorted({name for each in finalists for name in each.get("by_source") or ()})
+    return {
+        f"on {name}": [
+            f"{found['value']:.3f} ({span(found)})"
+            if (found := (each.get("by_source") or {}).get(name))
+            else NONE
+            for each in finalists
+        ]
+        for name in names
+    }
 
 
 def _metric(final: Record, key: str) -> str:

@@ -1,8 +1,19 @@
 """What a failed fresh seed does to the contest; the whole confirmation runs in test_search."""
 
 import numpy as np
+import pytest
+import safetensors.torch
+import torch
 
-from smallm.confirmation import Confirmed, Finalist, Replicate, failure_sentences, ranked
+from smallm.confirmation import (
+    Confirmed,
+    Finalist,
+    Replicate,
+    failure_sentences,
+    final_metrics,
+    finalist_record,
+    ranked,
+)
 from smallm.ledger import _no_champion
 from smallm.scoring import Scores
 from smallm.settings import Settings
@@ -11,6 +22,30 @@ from smallm.settings import Settings
 def scores(bits):
     one = np.ones(2, dtype=np.int64)
     return Scores(nll=np.full(2, bits * np.log(2)), tokens=one, words=one, bytes=one)
+
+
+def mixed(seed, bits):
+    """Two documents of each of two sources, the second source twice as hard."""
+    sizes = np.array([100, 200, 100, 300])
+    nll = bits * np.log(2) * sizes * np.array([1, 1, 2, 2])
+    found = Scores(nll=nll, tokens=sizes, words=sizes, bytes=sizes)
+    weights = safetensors.torch.save({"weight": torch.zeros(3, 2)})
+    return Replicate(seed, 1.0, None, found, found, weights)
+
+
+def test_a_finalist_has_a_figure_for_each_source_of_a_mixture():
+    finalist = Finalist("trial 1", "trial 1", Settings(), is_default=False)
+    both = Confirmed(finalist, (mixed(1, 0.9), mixed(2, 1.1)))
+    sources = ["easy", "easy", "hard", "hard"]
+    row = finalist_record(both, role="champion", searched=[], sources=sources)
+    assert row["by_source"]["easy"]["value"] == pytest.approx(1.0)
+    assert row["by_source"]["hard"]["value"] == pytest.approx(2.0)
+    assert row["by_source"]["hard"]["low"] < 2.0 < row["by_source"]["hard"]["high"]
+    assert row["final"]["bits_per_byte"]["value"] == pytest.approx(1100 / 700)
+    metrics = final_metrics(row)
+    assert metrics["final/bits_per_byte/on/hard"] == pytest.approx(2.0)
+    alone = finalist_record(both, role="champion", searched=[], sources=["easy"] * 4)
+    assert alone["by_source"] == {}
 
 
 def confirmed(name, bits, *, failure=None):

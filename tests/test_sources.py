@@ -516,6 +516,8 @@ def test_a_mixture_has_the_bytes_of_its_weights_and_keeps_every_place(tmp_path, 
         ("- {source: arxiv}\n- {source: reddit, wieght: 2}", "unknown 'wieght'; known: weight"),
         ("- {source: arxiv}\n- {source: mixture}", "cannot hold a mixture"),
         ("- {source: arxiv}\n- reddit", "part 2: must be a mapping"),
+        ("- {source: arxiv}\n- {source: reddit, name: 'a/b'}", "name is 'a/b': letters, digits"),
+        ("- {source: arxiv, tags: [a]}\n- {source: reddit}", "part 1: --tags has no effect"),
         ("- {", "is not YAML"),
     ],
 )

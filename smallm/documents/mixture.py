@@ -10,6 +10,7 @@ A weight leaves documents out of the parts that have too many; it never repeats 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as replaced
@@ -111,6 +112,9 @@ def _part(values: Any, place: str, folder: Path) -> Part:
     weight = values.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
         raise SmallmError(f"{place}: weight is {weight!r}: must be a number above 0")
+    label = str(values.get("name", own["source"]))
+    if not re.fullmatch(r"[A-Za-z0-9 ._-]{1,60}", label):  # it becomes part of names in MLflow
+        raise SmallmError(f"{place}: name is {label!r}: letters, digits, blanks, ._- are allowed")
     for name in ("path", "titles"):  # beside the file, unless absolute
         if isinstance(own.get(name), str) and "://" not in own[name]:
             own[name] = folder / Path(own[name]).expanduser()
@@ -119,4 +123,4 @@ def _part(values: Any, place: str, folder: Path) -> Part:
         check_filters(settings)
     except SmallmError as error:
         raise SmallmError(f"{place}: {error}") from None
-    return Part(str(values.get("name", own["source"])), float(weight), settings)
+    return Part(label, float(weight), settings)
