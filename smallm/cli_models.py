@@ -265,6 +265,7 @@ def evaluate(
     from smallm.comparison_tables import evaluation_tables
     from smallm.evaluation_run import EvaluationRun
 
+    models = chosen.each()  # a wrong name ends here, not after a corpus was built
     origins = chosen.origins()
     first = next(iter(origins.values()), None)
     corpus = first.settings.corpus.model_dump(mode="json", exclude_defaults=True) if first else {}
@@ -275,7 +276,7 @@ def evaluate(
     part, fitting = _parts(tape, slice_name, origins)
     text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)
     with EvaluationRun(chosen.home, tell=_tell) as run:
-        record = comparison.evaluate(chosen.each(), text, _tell)
+        record = comparison.evaluate(models, text, _tell)
         for row in record["models"]:
             if row["name"] in origins:
                 row["trained_on"] = list(origins[row["name"]].sources)

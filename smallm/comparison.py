@@ -111,10 +111,16 @@ def each_model(
 ) -> Iterator[Predictor | Absent]:
     """Loads one model after another; `folders` holds those with names of their own.
 
-    Raises SmallmError for a name that is no model, before any is loaded.
+    Raises SmallmError for a name that is no model at once, before any is asked for.
     """
     trouble = cache(hub_trouble)
     places = {name: _place(name, folders, trouble) for name in names}
+    return _loaded(places, home=home, threads=threads, device=device)
+
+
+def _loaded(
+    places: Mapping[str, str | Absent], *, home: Path, threads: int, device: str
+) -> Iterator[Predictor | Absent]:
     for name, place in places.items():
         if isinstance(place, Absent):
             yield place

@@ -48,7 +48,8 @@ def _scores(record: Record) -> Html:
         f"All models are scored on the same {record['bytes']:,} bytes of {record['documents']:,} "
         f"documents ({record['slice']} slice), each text after the model's own beginning token, "
         "as lm-evaluation-harness does. Intervals are over documents. The row of a SmaLLM is the "
-        "saved model, the median of its seeds; the mean over seeds stands with the finalists."
+        "saved model, the median of its seeds"
+        + ("; the mean over seeds stands with the finalists." if "sentences" in record else ".")
     )
     parts = [
         tag("p", words),
