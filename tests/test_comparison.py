@@ -180,13 +180,12 @@ def test_a_continuation_is_shown_beside_what_was_wrong_with_the_next_words():
 
 
 def test_an_unknown_name_ends_before_any_model_is_loaded(folders, tmp_path):
-    models = each_model(
-        ["champion", "gtp2"],
-        folders={"champion": folders["champion"]},
-        **{"home": tmp_path, "threads": 1, "device": "cpu"},
-    )
     with pytest.raises(SmallmError, match="did you mean"):
-        next(models)
+        each_model(
+            ["champion", "gtp2"],
+            folders={"champion": folders["champion"]},
+            **{"home": tmp_path, "threads": 1, "device": "cpu"},
+        )
 
 
 def test_the_champion_is_compared_in_words_with_what_the_other_has_read(record, text):
