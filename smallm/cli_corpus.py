@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallm.errors import SmallmError
 from smallm.home import open_home
 from smallm.options import Several, as_json, examples, messages, print_json, settings_options
 from smallm.settings import Settings
@@ -42,6 +44,12 @@ def list_sources(as_json: bool) -> None:
         "smallm corpus build --source folder --path notes --order stratified",
         "smallm corpus build --source folder --path posts.csv --text-field body",
         "smallm corpus build --source hub --dataset roneneldan/TinyStories --max-documents 20000",
+        "smallm corpus build --source ml-text --path enwiki-latest-pages-articles.xml.bz2",
+        "smallm corpus build --source stackoverflow --path Posts.xml --tags python",
+        'smallm corpus build --source arxiv --path arxiv.json --categories "cs.LG,stat.*"',
+        "smallm corpus build --source reddit --path RC_2015-01.zst --minimum-score 2",
+        "smallm corpus build --source news --path feeds --categories World",
+        "smallm corpus build --source mixture --path mixture.yaml",
     )
 )
 @settings_options("corpus", "tokens")
@@ -52,15 +60,13 @@ def build(given: dict[str, Any], as_json: bool) -> None:
     manifest = tape.manifest | {"folder": str(tape.folder), "tokens": len(tokens.tokens)}
     if as_json:
         return print_json(manifest)
-    removed = manifest["duplicates"]
-    click.echo(
-        f"{len(tape):,} documents, {manifest['words']:,} words, {manifest['bytes']:,} bytes, "
-        f"{manifest['tokens']:,} tokens in {tape.folder}"
-    )
-    click.echo(f"duplicates removed: {removed['exact']:,} exact, {removed['near']:,} near")
-    for reason, left_out in manifest["dropped"].items():
-        places = ", ".join(left_out["places"][:3])
-        click.echo(f"left out: {left_out['count']:,} times {reason} (such as {places})")
+    click.echo(f"{manifest['tokens']:,} tokens in {tape.folder}")
+    for line in build_lines(tape):
+        click.echo(line)
+    try:
+        tape.heldout(RATIOS)
+    except SmallmError as error:
+        messages().print(f"note: {error}", markup=False)
     return None
 
 
@@ -109,6 +115,21 @@ def inspect(given: dict[str, Any], ratios: tuple[float, ...], samples: int, as_j
         click.echo(f"\n{text}")
     click.echo(f"\npage: {write_corpus_page(profile, tape)}")
     return None
+
+
+def build_lines(tape: Tape) -> Iterator[str]:
+    """What a tape holds, and what was left out and why."""
+    manifest = tape.manifest
+    yield f"{len(tape):,} documents, {manifest['words']:,} words, {manifest['bytes']:,} bytes"
+    sources = tape.by_source()
+    for name, sizes in sources.items() if len(sources) > 1 else ():
+        share = sizes["bytes"] / manifest["bytes"]
+        yield f"{name}: {sizes['documents']:,} documents, {sizes['bytes']:,} bytes, {share:.1%}"
+    removed = manifest["duplicates"]
+    yield f"duplicates removed: {removed['exact']:,} exact, {removed['near']:,} near"
+    for reason, left_out in manifest["dropped"].items():
+        places = ", ".join(left_out["places"][:3])
+        yield f"left out, {reason}: {left_out['count']:,} (such as {places})"
 
 
 def corpus_tape(given: dict[str, Any]) -> Tape:

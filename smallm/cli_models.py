@@ -234,6 +234,7 @@ def generate(
         "smallm evaluate --models champion,smollm2-135m --bytes 20000",
         "smallm evaluate --models runs/models/mlp-gelu-bpe-1 --slice selection --json",
         "smallm evaluate --models smollm2-135m --source folder --path letters.txt --slice all",
+        "smallm evaluate --models only-arxiv,both --source mixture --path mixture.yaml",
     )
 )
 @model_options
@@ -259,7 +260,7 @@ def evaluate(
 ) -> None:
     """Score models on the same text: SmaLLMs, pretrained ones, and the reference models.
 
-    The corpus is that of the first SmaLLM unless another is given.
+    The corpus is that of the first SmaLLM; with any setting of a corpus it is the one so given.
     """
     from smallm import comparison
     from smallm.comparison_tables import evaluation_tables
@@ -268,13 +269,19 @@ def evaluate(
     models = chosen.each()  # a wrong name ends here, not after a corpus was built
     origins = chosen.origins()
     first = next(iter(origins.values()), None)
-    corpus = first.settings.corpus.model_dump(mode="json", exclude_defaults=True) if first else {}
-    tape = corpus_tape(corpus | given)
+    if first and not given:
+        given = first.settings.corpus.model_dump(mode="json", exclude_defaults=True)
+    tape = corpus_tape(given)
     if slice_name is None:
         slice_name = "final" if set(origins) <= {comparison.CHAMPION} else "selection"
     _warn(tape, origins, slice_name)
     part, fitting = _parts(tape, slice_name, origins)
     text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)
+    if unseen := sorted(set(tape.by_source()) - set(text.sources)):
+        _tell(
+            f"note: nothing of {', '.join(unseen)} is among the {len(text.texts)} documents that "
+            "are scored; a larger corpus, or --slice all, has some"
+        )
     with EvaluationRun(chosen.home, tell=_tell) as run:
         record = comparison.evaluate(models, text, _tell)
         for row in record["models"]:

@@ -189,8 +189,8 @@ def _quality_cells(found: Record | None) -> list[object]:
 
 def _own_tokens(name: str, models: Mapping[str, Mapping[str, float]]) -> Html:
     words = (
-        "The same text in this model's own tokens, beside models of counts. Figures per token "
-        "compare only within this table."
+        "The same text in this model's own tokens, beside models of counts that are made of this "
+        "corpus' training slice. Figures per token compare only within this table."
     )
     header = [
         "model",

@@ -155,9 +155,9 @@ def _comparable(record: Record, rows: Sequence[Record]) -> Iterator[RenderableTy
 
 def _matrix(record: Record) -> Iterator[RenderableType]:
     table = plain_table(
-        "Bits per byte on each source",
+        "Bits per byte on each source (documents scored)",
         ["model", "trained on"],
-        [f"on {n}" for n in record["sources"]],
+        [f"on {name} ({n['documents']:,})" for name, n in record["sources"].items()],
     )
     for cells in matrix_lines(record):
         table.add_row(*texts(cells))

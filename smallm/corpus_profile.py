@@ -35,7 +35,7 @@ def corpus_profile(tape: Tape, ratios: Sequence[float], *, samples: int) -> Reco
     return {
         **{name: manifest[name] for name in ("documents", "words", "bytes", "duplicates")},
         "dropped": {reason: found["count"] for reason, found in manifest["dropped"].items()},
-        "sources": _sources(tape),
+        "sources": tape.by_source(),
         "slices": {
             name: {"documents": len(part), "bytes": tape.bytes(part)}
             for name, part in parts.items()
@@ -56,17 +56,6 @@ def slices_of(tape: Tape, ratios: Sequence[float]) -> dict[str, Slice]:
     selection, final = tape.heldout(ratios)
     training = {f"training {ratio:g}": tape.training(ratio) for ratio in sorted(ratios)}
     return {**training, "selection": selection, "final": final}
-
-
-def _sources(tape: Tape) -> dict[str, dict[str, int]]:
-    named, sizes = tape.column("source"), tape.column("bytes")
-    return {
-        str(name): {
-            "documents": int((named == name).sum()),
-            "bytes": int(sizes[named == name].sum()),
-        }
-        for name in sorted(set(named))
-    }
 
 
 def _lengths(tape: Tape) -> list[Record]:

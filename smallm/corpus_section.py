@@ -23,7 +23,14 @@ def profile_section(profile: Record) -> Html:
         (name, f"{sizes['documents']:,}", f"{sizes['bytes']:,}", *_seen(profile, name))
         for name, sizes in profile["slices"].items()
     ]
+    removed = profile["duplicates"]
+    totals = (
+        f"{profile['documents']:,} documents, {profile['words']:,} words, "
+        f"{profile['bytes']:,} bytes, without {removed['exact']:,} duplicates and "
+        f"{removed['near']:,} near duplicates."
+    )
     parts = [
+        tag("p", totals),
         table(["slice", "documents", "bytes", f"{NGRAM}-grams seen in training"], slices),
         figures(draw_profile(profile), SECTION),
     ]
@@ -32,7 +39,10 @@ def profile_section(profile: Record) -> Html:
             (name, f"{sizes['documents']:,}", f"{sizes['bytes']:,}")
             for name, sizes in profile["sources"].items()
         ]
-        parts.insert(0, table(["source", "documents", "bytes"], rows))
+        parts.insert(1, table(["source", "documents", "bytes"], rows))
+    if profile["dropped"]:
+        lost = [(reason, f"{count:,}") for reason, count in profile["dropped"].items()]
+        parts.append(details("What was left out", table(["reason", "count"], lost)))
     if profile["samples"]:
         shown = [tag("pre", text) for text in profile["samples"]]
         parts.append(details(f"The beginnings of {len(shown)} documents", join(*shown)))

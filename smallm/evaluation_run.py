@@ -129,7 +129,12 @@ def write_corpus_page(profile: Mapping[str, Any], tape: Tape) -> Path:
 
 def _page(title: str, record: Mapping[str, Any]) -> str:
     sections = comparison_sections(record)
-    return page(title, [f"{len(record['models'])} models"], sections)
+    facts = [f"{len(record['models'])} models"]
+    if "slice" in record:
+        facts.append(f"{record['bytes']:,} bytes of the {record['slice']} slice")
+    if "corpus" in record:
+        facts.append(f"corpus {record['corpus']['source']} {record['corpus']['digest'][:16]}")
+    return page(title, facts, sections)
 
 
 def _temperature_file(name: str, home: Path) -> Path:

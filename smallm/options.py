@@ -54,6 +54,8 @@ class PathOrUrl(click.ParamType[str]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """The absolute path, or the URL."""
+        if not value:
+            self.fail("is empty: it must name a file, a folder or a URL", param, ctx)
         return str(value) if "://" in str(value) else str(Path(value).expanduser().resolve())
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:

@@ -42,6 +42,11 @@ Location = Annotated[
 """A path, or a URL such as s3://bucket/dumps."""
 
 
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+]
+"""Several names; a file of settings may give one without brackets."""
+
 NOISE = ("removed", "bots", "quotes", "withdrawn")
 
 
@@ -60,17 +65,17 @@ class CorpusSettings(Group):
     """Configuration of the hub dataset, when it has several."""
     dataset_split: str = "train"
     """Split of the hub dataset to read; SmaLLM makes its own training and held-out parts."""
-    categories: tuple[str, ...] = ()
+    categories: Names = ()
     """Keep these categories: cs.LG or cs.* (arxiv), World or 1 (news), neural* (ml-text)."""
     titles: Path | None = None
-    """Keep the articles whose titles stand in this file, one a line (ml-text)."""
-    tags: tuple[str, ...] = ()
+    """Keep also the articles whose titles stand in this file, one a line (ml-text)."""
+    tags: Names = ()
     """Keep questions with at least one of these tags (stackoverflow)."""
-    subreddits: tuple[str, ...] = ()
+    subreddits: Names = ()
     """Keep comments of these subreddits (reddit)."""
     minimum_score: int | None = None
     """Keep posts and comments with at least this score (stackoverflow, reddit)."""
-    drop: tuple[str, ...] = NOISE
+    drop: Names = NOISE
     """Leave out removed comments, bots, quotes (reddit), withdrawn papers (arxiv); or none."""
     latex: Literal["keep", "normalize"] = "keep"
     """Keep LaTeX as it is written, or turn it into plain Unicode text (arxiv)."""
@@ -80,6 +85,13 @@ class CorpusSettings(Group):
     """Place documents by content hash, or by hash inside rare-word strata (for small corpora)."""
     near_duplicate_threshold: float = Field(default=0.75, gt=0, le=1)
     """Estimated Jaccard similarity of word 5-grams from which two documents count as one."""
+
+    @field_validator("path")
+    @classmethod
+    def _some_path(cls, path: str | None) -> str | None:
+        if path == "":
+            raise ValueError("must name a file, a folder or a URL")
+        return path
 
     @field_validator("drop")
     @classmethod

@@ -89,6 +89,17 @@ class Tape:
         pa.default_memory_pool().release_unused()
         return found
 
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """Documents and bytes of each source."""
+        named, sizes = self.column("source"), self.column("bytes")
+        return {
+            str(name): {
+                "documents": int((named == name).sum()),
+                "bytes": int(sizes[named == name].sum()),
+            }
+            for name in sorted(set(named))
+        }
+
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
         return np.cumsum([0, *(shard["bytes"] for shard in self.manifest["shards"])])

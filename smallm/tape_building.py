@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from smallm import duplicates
-from smallm.documents import Dropped, check_filters, mixture, source
+from smallm.documents import Dropped, check_heeded, mixture, source
 from smallm.errors import SmallmError
 from smallm.files import whole_folder, write_json
 from smallm.hashes import distinct, hexadecimal, places_of, tape_digest
@@ -51,7 +51,7 @@ def build_tape(settings: CorpusSettings, *, home: Path, workers: int = 1) -> Tap
 
 def tape_folder(settings: CorpusSettings, home: Path) -> tuple[Path, dict[str, Any]]:
     """Where the tape of a corpus lies, and what it is known by."""
-    check_filters(settings)
+    check_heeded(settings)
     identity = {
         "format": FORMAT,
         "settings": settings.model_dump(mode="json"),
@@ -230,7 +230,8 @@ def weighted(
 
     `members` says for each source which documents are its own.
 
-    As many as there can be; which ones follows from their hashes, by other digits than their place.
+    As many as there can be, so that every part's bytes are its share but for half a document; which
+    ones follows from their hashes, by other digits than their place.
     """
     held = {name: int(sizes[mine].sum()) for name, mine in members.items()}
     missing = [name for name, size in held.items() if not size]
@@ -240,9 +241,12 @@ def weighted(
     draws = (hashes[:, 1].astype(np.uint64) >> np.uint64(12)) / 2**52
     stays = np.zeros(len(hashes), dtype=bool)
     for name, weight in weights.items():
-        mine = members[name]
-        stays[mine] = draws[mine] < total * weight / held[name]
-        left = hashes[mine & ~stays]
+        mine = np.flatnonzero(members[name])
+        drawn = mine[np.argsort(draws[mine], kind="stable")]
+        middles = np.cumsum(sizes[drawn], dtype=np.float64) - sizes[drawn] / 2
+        stays[drawn[middles <= total * weight]] = True
+        stays[drawn[0]] = True
+        left = hashes[mine[~stays[mine]]]
         if len(left):
             first = f"document {hexadecimal(left[0])}"
             dropped.add(f"{name}: more than its weight in the mixture", first, len(left))

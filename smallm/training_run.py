@@ -53,9 +53,10 @@ def line(progress: Progress) -> str:
         f"{seed}: {progress.failures.get(seed) or f'{bits:.3f}'}"
         for seed, bits in progress.bits_per_byte.items()
     )
+    spread = f" ± {progress.spread:.3f}" if len(progress.bits_per_byte) > 1 else ""
     return (
-        f"{progress.tokens:,}/{progress.budget:,} tokens: {progress.mean:.3f} ± "
-        f"{progress.spread:.3f} bits per byte (seeds {seeds}), "
+        f"{progress.tokens:,}/{progress.budget:,} tokens: {progress.mean:.3f}{spread} "
+        f"bits per byte (seeds {seeds}), "
         f"{progress.tokens_per_second:,.0f} tokens/s"
     )
 

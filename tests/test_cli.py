@@ -189,7 +189,7 @@ def test_corpus_build_counts_what_was_kept_and_names_what_was_not(smallm, small_
     assert manifest["documents"] == 300 - manifest["duplicates"]["near"]
     assert manifest["dropped"]["binary file"] == {"count": 1, "places": ["picture.txt"]}
     assert "duplicates removed: 1 exact" in told
-    assert "left out: 1 times empty file (such as empty.txt)" in told
+    assert "left out, empty file: 1 (such as empty.txt)" in told
     assert f"{manifest['documents']:,} documents" in told
 
 

@@ -1,14 +1,16 @@
 """Input that once broke a source or was lost without a word: each stays mended."""
 
+import bz2
 import gzip
 import io
+import json
 import zipfile
 
 import py7zr
 import pytest
 from dumps import json_lines, seven_zip, thread, wikipedia, xml_rows
 
-from smallm.documents import SOURCES, Dropped, check_filters, finished, source
+from smallm.documents import SOURCES, Dropped, check_heeded, finished, source
 from smallm.documents.markup import FRONT_MATTER, html_with_code
 from smallm.documents.news import clean, clean_ag_news
 from smallm.documents.wikitext import wikitext_prose
@@ -231,8 +233,13 @@ def test_news_keeps_what_only_looks_like_markup():
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_filter_that_a_source_would_ignore_is_refused(name):
+def test_a_setting_that_a_source_would_ignore_is_refused(name):
     given = {
+        "path": "a.txt",
+        "text_field": "body",
+        "dataset": "a/b",
+        "dataset_config": "c",
+        "dataset_split": "test",
         "categories": ("a",),
         "titles": "t.txt",
         "tags": ("a",),
@@ -241,15 +248,15 @@ def test_a_filter_that_a_source_would_ignore_is_refused(name):
         "drop": ("none",),
         "latex": "normalize",
     }
-    heeded = source(name).FILTERS
+    heeded = source(name).HEEDS
     for field, value in given.items():
         settings = CorpusSettings(source=name, **{field: value})
         if field in heeded:
-            check_filters(settings)
+            check_heeded(settings)
         else:
             flag = f"--{field.replace('_', '-')}"
             with pytest.raises(SmallmError, match=f"{flag} has no effect on source '{name}'"):
-                check_filters(settings)
+                check_heeded(settings)
 
 
 def test_categories_need_a_column_on_the_hub(tmp_path):
@@ -292,3 +299,69 @@ def test_a_page_in_another_namespace_is_no_article(tmp_path):
     found, dropped = read("ml-text", path, categories=("*",))
     assert len(found) == 0  # without a category no article is in one
     assert dropped.counts["page that is no article"] == 1
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+def test_a_truncated_json_array_gives_what_was_readable_and_the_offset(tmp_path, part):
+    records = [{"title": f"T{n}", "abstract": f"Abstract é {n}."} for n in range(20)]
+    whole = json.dumps(records, ensure_ascii=False).encode()
+    cut = whole[: int(part * len(whole))]
+    found, dropped = read("arxiv", write(tmp_path / "a.json", cut))
+    ended = cut.count(b"}")
+    assert [each.text for each in found] == [f"T{n}\n\nAbstract é {n}." for n in range(ended)]
+    (place,) = dropped.places[TRUNCATED]
+    offset = int(place.split()[2].replace(",", ""))
+    assert cut[offset - 2 : offset].strip(b", ") in (b"", b"{")
+    assert dropped.counts == {TRUNCATED: 1}
+
+
+@pytest.mark.parametrize("end", ["3,A title,'the mid", "3,A title,'one\n\ntwo", "3,A ti"])
+def test_a_csv_file_that_ends_in_a_row_is_told(tmp_path, end):
+    rows = "class,title,text\n1,First,A text.\n2,Second,'A, text.'\n"
+    path = write(tmp_path / "a.csv", (rows + end).replace("'", '"'))
+    found, dropped = read("news", path)
+    assert [each.text for each in found] == ["First\n\nA text.", "Second\n\nA, text."]
+    assert dropped.counts == {TRUNCATED: 1}
+    assert dropped.places[TRUNCATED] == ["a.csv:4"]
+
+
+def test_a_csv_file_may_end_without_a_line_end(tmp_path):
+    path = write(tmp_path / "a.csv", 'class,title,text\n1,First,A 5" disk.\n2,Second,A text.')
+    found, dropped = read("news", path)
+    assert len(found) == 2
+    assert not dropped.counts
+
+
+def test_a_tag_that_only_low_scores_have_is_not_unknown(tmp_path):
+    rows = [*thread(1, score=9), *thread(2, score=0, tags="<sql>")]
+    path = write(tmp_path / "Posts.xml", xml_rows(rows))
+    found, dropped = read("stackoverflow", path, tags=("sql", "python"), minimum_score=1)
+    dropped.check()
+    assert [each.id for each in found] == ["Posts.xml question 1"]
+
+
+def test_titles_that_no_article_has_are_told(tmp_path):
+    path = write(tmp_path / "w.xml", wikipedia([("Perceptron", "0", "A unit.")]))
+    titles = write(tmp_path / "titles.txt", "Perceptron\nPerceptrom\n")
+    found, dropped = read("ml-text", path, titles=titles)
+    assert len(found) == 1
+    assert dropped.places == {"title in --titles that no article has": ["Perceptrom"]}
+
+
+def test_comments_are_no_news(tmp_path):
+    path = write(tmp_path / "RC.json", json_lines([{"body": "So true.", "subreddit": "news"}]))
+    found, dropped = read("news", path)
+    assert not found
+    assert dropped.counts == {"comment of Reddit: it has a source of its own": 1}
+
+
+def test_a_path_and_a_dataset_exclude_each_other(tmp_path):
+    path = str(write(tmp_path / "a.json", "{}"))
+    with pytest.raises(SmallmError, match="--path and --dataset are two places"):
+        source("arxiv").fingerprint(CorpusSettings(source="arxiv", path=path, dataset="a/b"))
+
+
+def test_a_truncated_packed_dump_has_one_reason(tmp_path):
+    packed = bz2.compress(wikipedia([("Perceptron", "0", "A unit. " * 500)]).encode())
+    _, dropped = read("ml-text", write(tmp_path / "w.xml.bz2", packed[: len(packed) // 2]))
+    assert list(dropped.counts) == [TRUNCATED]

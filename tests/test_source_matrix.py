@@ -130,3 +130,25 @@ def test_a_single_source_has_no_matrix():
     del found["sources"]["t"]
     assert not has_matrix(found)
     assert "Source by source" not in comparison_sections({**found, "prompts": []} | {"models": []})
+
+
+def test_a_corpus_that_is_given_takes_nothing_from_the_models(smallm, dumps, tmp_path):
+    options = [*dumps.arxiv, "--order", "stratified", *SMALL]
+    assert smallm("train", *options, "--output", tmp_path / "a").code == 0
+    built = json.loads(smallm("corpus", "build", *dumps.arxiv, "--json").out)
+    run = smallm("evaluate", "--models", tmp_path / "a", *dumps.arxiv, "--slice", "all", "--json")
+    assert json.loads(run.out)["corpus"]["digest"] == built["digest"]
+
+
+def test_a_source_without_scored_text_is_told(smallm, dumps, tmp_path):
+    (tmp_path / "RC_2012-01").write_text(json_lines([{"body": "A single comment, no more."}]))
+    (tmp_path / "mixture.yaml").write_text(
+        "- {source: arxiv, path: a.json, weight: 2500}\n- {source: reddit, path: RC_2012-01}\n"
+    )
+    built = smallm("corpus", "build", *dumps.mixture)
+    assert "reddit: 1 documents, 26 bytes, " in built.out
+    options = [*dumps.mixture, *SMALL, "--split-ratio", "0.5"]
+    assert smallm("train", *options, "--output", tmp_path / "m").code == 0
+    run = smallm("evaluate", "--models", tmp_path / "m")
+    assert "note: nothing of reddit is among the" in run.err
+    assert "on each source" not in run.out

@@ -24,6 +24,7 @@ import ray
 import ray.data
 
 from smallm import duplicates
+from smallm.cli_corpus import build_lines
 from smallm.documents import Dropped, mixture
 from smallm.documents.tasks import Task, tasks
 from smallm.errors import SmallmError, in_one_line
@@ -289,6 +290,7 @@ def main(given: dict[str, Any]) -> None:
     """Build the tape of a corpus on a Ray cluster, each dump file in a task of its own."""
     settings = Settings.from_flat(given).corpus
     home = open_home()
+    there = (tape_folder(settings, home)[0] / "manifest.json").exists()
     start_ray()
     try:
         with messages().status(f"reading source {settings.source}"):
@@ -297,9 +299,12 @@ def main(given: dict[str, Any]) -> None:
         raise SmallmError(f"the build failed: {in_one_line(_cause(error))}") from error
     finally:
         ray.shutdown()
-    shards = len(tape.manifest["shards"])
-    print(f"{len(tape):,} documents, {tape.manifest['bytes']:,} bytes, {shards} shards")
-    print(f"{tape.folder} digest {tape.manifest['digest']}")
+    for line in build_lines(tape):
+        print(line)
+    shards = "shard" if len(tape.manifest["shards"]) == 1 else "shards"
+    done = "found" if there else "built"
+    print(f"{done} {tape.folder}, {len(tape.manifest['shards'])} {shards}")
+    print(f"digest {tape.manifest['digest']}")
 
 
 if __name__ == "__main__":

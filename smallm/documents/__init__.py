@@ -105,7 +105,7 @@ class Dropped:
         named = Dropped()
         named.counts = Counter({f"{name}: {each}": n for each, n in self.counts.items()})
         named.places = {f"{name}: {each}": found for each, found in self.places.items()}
-        named.choices = {f"{name}: {what}": choice for what, choice in self.choices.items()}
+        named.choices = {f"{what} for {name}": choice for what, choice in self.choices.items()}
         return named
 
     def below(self, folder: str) -> Dropped:
@@ -129,8 +129,8 @@ class Dropped:
 class Source(Protocol):
     """What each source file offers, as plain functions."""
 
-    FILTERS: Sequence[str]
-    """The settings among FILTERS that it heeds; others are an error with it."""
+    HEEDS: Sequence[str]
+    """The settings among OWN_TO_SOME that it heeds; others are an error with it."""
 
     def describe(self) -> str:
         """Gives one line for `smallm corpus list`."""
@@ -168,19 +168,22 @@ SOURCES: dict[str, str] = {
 }
 
 
-FILTERS = ("categories", "titles", "tags", "subreddits", "minimum_score", "drop", "latex")
+OWN_TO_SOME = (
+    *("path", "text_field", "dataset", "dataset_config", "dataset_split"),
+    *("categories", "titles", "tags", "subreddits", "minimum_score", "drop", "latex"),
+)
 """Settings that only some sources heed."""
 
 
-def check_filters(settings: CorpusSettings) -> None:
-    """Raises SmallmError for a filter that the source would ignore."""
-    heeded = source(settings.source).FILTERS
-    for name in FILTERS:
+def check_heeded(settings: CorpusSettings) -> None:
+    """Raises SmallmError for a setting that the source would ignore."""
+    heeded = source(settings.source).HEEDS
+    for name in OWN_TO_SOME:
         given = getattr(settings, name)
         if name not in heeded and given != type(settings).model_fields[name].default:
             known = ", ".join(map(flag, heeded)) or "none"
             raise SmallmError(
-                f"{flag(name)} has no effect on source {settings.source!r}; its filters: {known}"
+                f"{flag(name)} has no effect on source {settings.source!r}, which heeds: {known}"
             )
 
 

@@ -13,7 +13,7 @@ from smallm.settings import CorpusSettings
 DATASET = {"dataset": "gfissore/arxiv-abstracts-2021"}
 WITHDRAWN = re.compile(r"\b(?:paper|article|manuscript|submission)\b.{0,40}\bwithdrawn\b", re.I)
 LONGEST_WITHDRAWAL = 400  # characters: longer ones are about withdrawals, or hold an abstract
-FILTERS = ("categories", "drop", "latex")
+HEEDS = (*records.PLACES, "categories", "drop", "latex")
 
 
 def describe() -> str:

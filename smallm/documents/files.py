@@ -28,7 +28,7 @@ LARGEST_HTML = 32 * 2**20  # parsed whole
 LARGEST_LINE = 64 * 2**20  # of JSON lines or CSV
 
 fingerprint = paths.fingerprint
-FILTERS = ()
+HEEDS = ("path", "text_field")
 
 
 def describe() -> str:

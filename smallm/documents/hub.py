@@ -13,7 +13,8 @@ from smallm.documents import Document, Dropped
 from smallm.errors import SmallmError, in_one_line
 from smallm.settings import CorpusSettings
 
-FILTERS = ()
+DATASET = ("dataset", "dataset_config", "dataset_split")
+HEEDS = (*DATASET, "text_field")
 
 
 def describe() -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -19,13 +20,12 @@ from typing import Any
 
 import yaml
 
-from smallm.documents import Document, Draft, Dropped, check_filters, source
+from smallm.documents import OWN_TO_SOME, Document, Draft, Dropped, check_heeded, source
 from smallm.errors import SmallmError
 from smallm.files import read_text
 from smallm.settings import CorpusSettings, validated
 
-OWN = ("source", "path", "text_field", "dataset", "dataset_config", "dataset_split", "categories",
-       "titles", "tags", "subreddits", "minimum_score", "drop", "latex")  # fmt: skip
+OWN = ("source", *OWN_TO_SOME)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Part:
     settings: CorpusSettings
 
 
-FILTERS = ()
+HEEDS = ("path",)
 
 
 def describe() -> str:
@@ -47,11 +47,13 @@ def describe() -> str:
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
     """That of every part, with its weight."""
-    return {
-        part.name: f"{part.weight:g} {part.settings.model_dump_json(include=set(OWN))} "
-        f"{dict(source(part.settings.source).fingerprint(part.settings))}"
-        for part in parts(settings)
-    }
+    found = {}
+    for part in parts(settings):
+        with _named(settings, part):
+            state = dict(source(part.settings.source).fingerprint(part.settings))
+        given = part.settings.model_dump_json(include=set(OWN))
+        found[part.name] = f"{part.weight:g} {given} {state}"
+    return found
 
 
 def read(
@@ -64,10 +66,20 @@ def read(
             part.settings, own, workers=workers, scratch=scratch
         )
         try:
-            for document in documents:
-                yield replaced(document, id=f"{part.name}/{document.id}", source=part.name)
+            with _named(settings, part):
+                for document in documents:
+                    yield replaced(document, id=f"{part.name}/{document.id}", source=part.name)
         finally:  # also where only the first documents were asked for
             dropped.merge(own.under(part.name))
+
+
+@contextmanager
+def _named(settings: CorpusSettings, part: Part) -> Iterator[None]:
+    """Names the file and the part in what goes wrong inside."""
+    try:
+        yield
+    except SmallmError as error:
+        raise SmallmError(f"{settings.path}, part {part.name}: {error}") from None
 
 
 def weights(settings: CorpusSettings) -> dict[str, float]:
@@ -120,7 +132,7 @@ def _part(values: Any, place: str, folder: Path) -> Part:
             own[name] = folder / Path(own[name]).expanduser()
     try:
         settings = validated(CorpusSettings, own)
-        check_filters(settings)
+        check_heeded(settings)
     except SmallmError as error:
         raise SmallmError(f"{place}: {error}") from None
     return Part(label, float(weight), settings)

@@ -43,7 +43,7 @@ TOPICS = (
 SHORTCODE = re.compile(r"\{\{[<%].*?[>%]\}\}", re.DOTALL)
 LARGEST_PDF = 128 * 2**20
 ARTICLES = "0"  # MediaWiki's namespace
-FILTERS = ("categories", "titles")
+HEEDS = (*records.PLACES, "categories", "titles")
 
 
 def describe() -> str:
@@ -68,7 +68,7 @@ def read(
         choice = dropped.choice("category", settings.categories)
     else:  # the topics that ship need not all occur
         choice = Choice("category", () if settings.titles else TOPICS)
-    titles = _titles(settings)
+    titles, met = _titles(settings), set()
     if _from_openml(settings):
         found = openml_records(dropped)
     else:
@@ -85,12 +85,16 @@ def read(
         if record.get("kind") == "description":
             yield Draft(place, "ml-text", ((str, title), (description_prose, text)))
             continue
+        met.add(title)
         in_category = bool(choice.wanted) and choice.keeps(_categories(record, settings))
         if not in_category and title not in titles:
             dropped.add("article outside --categories and --titles", f"{place} {title}")
             continue
         form = str if settings.path is None else wikitext_prose
         yield Draft(place, "ml-text", ((str, title), (form, text)))
+    if settings.titles is not None:
+        for title in sorted(titles - met):
+            dropped.add("title in --titles that no article has", title)
 
 
 def _from_openml(settings: CorpusSettings) -> bool:
@@ -124,7 +128,7 @@ def _titles(settings: CorpusSettings) -> frozenset[str]:
 
 def _xml(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record]]:
     """Articles of a MediaWiki dump, or an OpenML description."""
-    found = False
+    found, told = False, dropped.counts.total()
     for place, element in elements(stream, dropped, "page", "data_set_description"):
         found = True
         if element.tag.endswith("page"):
@@ -132,7 +136,7 @@ def _xml(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record
         else:
             title, text = _child(element, "name"), _child(element, "description")
             yield place, {"kind": "description", "title": title, "text": text}
-    if not found:
+    if not found and dropped.counts.total() == told:
         dropped.add("XML that is neither a MediaWiki dump nor an OpenML description", stream.name)
 
 

@@ -27,7 +27,7 @@ MARKUP = re.compile(
     r"(?:\s+[\w:-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>]+))*\s*/?>",
     re.IGNORECASE,
 )
-FILTERS = ("categories",)
+HEEDS = (*records.PLACES, "categories")
 
 
 def describe() -> str:
@@ -47,6 +47,9 @@ def read(
     choice = dropped.choice("category", settings.categories)
     for place, record in records.records(settings, DATASET, dropped, readers=READERS):
         text = records.text_in(record, *TEXTS)
+        if "subreddit" in record:
+            dropped.add("comment of Reddit: it has a source of its own", place)
+            continue
         if not text:
             dropped.add("record without a text", place)
             continue
@@ -90,7 +93,7 @@ def _csv(stream: Stream, dropped: Dropped) -> Iterator[tuple[str, records.Record
     if text is None:
         return
     lines = (
-        decoded(line + b"\n", f"{stream.name}#{number}", dropped)
+        decoded(line + (b"" if text.cut else b"\n"), f"{stream.name}#{number}", dropped)
         for number, line in text.lines(LARGEST_DOCUMENT)
     )
     names = ["class", "title", "text"]

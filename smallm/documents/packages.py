@@ -40,7 +40,7 @@ FILES_PER_TASK = 8
 IS_DOCUMENTATION = re.compile(r"doc", re.IGNORECASE)
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 Page = tuple[str, list[str]]
-FILTERS = ()
+HEEDS = ()
 
 
 def describe() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -12,9 +13,13 @@ import orjson
 from smallm.documents import LARGEST_DOCUMENT, Dropped, hub, paths
 from smallm.documents.recoding import decoded, utf8
 from smallm.documents.streams import Stream, streams
+from smallm.errors import SmallmError
 from smallm.settings import CorpusSettings
 
 LARGEST_NUMBER = 2**63
+_DECODER = json.JSONDecoder()
+PLACES = ("path", *hub.DATASET)
+"""The settings that say where a dump or a dataset is."""
 
 Record = Mapping[str, Any]
 Reader = Callable[[Stream, Dropped], Iterator[tuple[str, Record]]]
@@ -23,6 +28,8 @@ Reader = Callable[[Stream, Dropped], Iterator[tuple[str, Record]]]
 def fingerprint(settings: CorpusSettings, dataset: Mapping[str, str]) -> Mapping[str, str]:
     """Identifies the dump files when there is a path, else the dataset."""
     if settings.path is not None:
+        if settings.dataset is not None:
+            raise SmallmError("--path and --dataset are two places to read from: give one")
         return paths.fingerprint(settings)
     return hub.fingerprint(on_the_hub(settings, dataset))
 
@@ -109,13 +116,29 @@ def _array(
             return
     found = _json(b"\n".join(content), stream.name, dropped)
     if not isinstance(found, list):
-        dropped.add("JSON array that does not parse", stream.name)
-        return
+        found = _first_of(b"\n".join(content), stream, dropped)
     for number, record in enumerate(found, 1):
         if isinstance(record, dict):
             yield f"{stream.name}#{number}", record
         else:
             dropped.add("line that is not a JSON object", f"{stream.name}#{number}")
+
+
+def _first_of(array: bytes, stream: Stream, dropped: Dropped) -> Iterator[object]:
+    """What a JSON array holds before the place where it does not parse, which is counted."""
+    text = decoded(array, stream.name, dropped)
+    place, size = text.index("[") + 1, len(text)
+    while True:
+        while place < size and text[place] in ", \t\r\n":
+            place += 1
+        try:
+            found, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            if not stream.damaged:  # that is told
+                offset = f"{stream.name} after {len(text[:place].encode()):,} bytes"
+                dropped.add("rest of a file: truncated or damaged", offset)
+            return
+        yield found
 
 
 def _json(text: bytes, place: str, dropped: Dropped) -> object:

@@ -16,9 +16,10 @@ DATASET: Mapping[str, str] = {}  # the public ones come and go: --dataset must n
 # The dumps have no ending but that of their compression: RC_2015-01.zst.
 READERS = dict.fromkeys((".json", ".jsonl", ".ndjson", "rc_????-??"), records.json_records)
 GONE = frozenset({"[deleted]", "[removed]"})
-BOT = re.compile(r"(?:^|[_-])bot$|[a-z]Bot$|^AutoModerator$|^AutoMod")
+BOT = re.compile(r"(?:^|[_-])[Bb]ot$|[a-z]Bot$|^AutoModerator$|^AutoMod")
+QUOTED = re.compile(r"^\s*(?:>|&gt;)", re.M)
 BOT_SAYS = re.compile(r"\bI(?:.| a)m a bot\b|\bthis action was performed automatically\b", re.I)
-FILTERS = ("subreddits", "minimum_score", "drop")
+HEEDS = (*records.PLACES, "subreddits", "minimum_score", "drop")
 
 
 def describe() -> str:
@@ -46,6 +47,8 @@ def read(
             dropped.add(reason, place)
             continue
         form = prose if "quotes" in settings.drop else prose_with_quotes
+        if form is prose and QUOTED.search(body):
+            dropped.add("quoted lines, cut out of a comment", place)
         yield Draft(place, "reddit", ((form, body),))
 
 

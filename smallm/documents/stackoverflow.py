@@ -39,12 +39,12 @@ create table answer (
     site text, id integer, parent integer, score integer, body text, primary key (site, id)
 );
 """
-FILTERS = ("tags", "minimum_score")
+HEEDS = (*records.PLACES, "tags", "minimum_score")
 
 
 def describe() -> str:
     """Gives one line for `smallm corpus list`."""
-    return "StackExchange: --path Posts.xml or its .7z, or the hub (--tags, --minimum-score)"
+    return "StackExchange: --path *Posts.xml or its .7z, or the hub (--tags, --minimum-score)"
 
 
 def fingerprint(settings: CorpusSettings) -> Mapping[str, str]:
@@ -118,6 +118,9 @@ def _store(
     kind, score = row.get("PostTypeId"), records.number_in(row, "Score")
     if kind not in (QUESTION, ANSWER):
         return "post that is neither question nor answer"
+    # tags first, so that one which only low-scored questions have is not called unknown
+    if kind == QUESTION and not choice.keeps(_tags(row.get("Tags", ""))):
+        return "not in --tags"
     if minimum is not None and (score is None or score < minimum):
         return "below --minimum-score"
     if kind == ANSWER:
@@ -125,9 +128,6 @@ def _store(
         values: tuple[Any, ...] = (site, number, parent, score or 0, row["Body"])
         posts.execute("insert or ignore into answer values (?, ?, ?, ?, ?)", values)
         return None
-    tags = _tags(row.get("Tags", ""))
-    if not choice.keeps(tags):
-        return "not in --tags"
     accepted = records.number_in(row, "AcceptedAnswerId")
     values = (site, number, accepted, row.get("Title", ""), row["Body"])
     posts.execute("insert or ignore into question values (?, ?, ?, ?, ?)", values)

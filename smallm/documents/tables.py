@@ -33,10 +33,22 @@ def rows(
         found = {each.strip().lower() for each in names} & {*columns}
         return bool(found), len(names) if headed else 0
 
-    done = 0
+    done = quotes = width = 0
+    last = ""
+
+    def read() -> Iterator[str]:
+        nonlocal quotes, last
+        for last in chain([first], waiting):
+            quotes += last.count('"')
+            yield last
+
     try:
-        for row in csv.reader(chain([first], waiting), delimiter=max(",;\t|", key=fit)):
-            done += 1
+        for row in csv.reader(read(), delimiter=max(",;\t|", key=fit)):
+            open_end = not last.endswith(("\n", "\r"))
+            if open_end and (quotes % 2 or len(row) < width):
+                dropped.add("rest of a file: truncated or damaged", f"{name}:{done + 1}")
+                return
+            done, quotes, width = done + 1, 0, width or len(row)
             yield row
     except csv.Error as error:
         dropped.add(f"rest of a CSV file ({error})", f"{name}:{done + 1}")
