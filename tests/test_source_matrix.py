@@ -141,14 +141,16 @@ def test_a_corpus_that_is_given_takes_nothing_from_the_models(smallm, dumps, tmp
 
 
 def test_a_source_without_scored_text_is_told(smallm, dumps, tmp_path):
+    (tmp_path / "a.json").write_text(
+        json_lines([{"abstract": text} for text in texts("arxiv", 300)])
+    )
     (tmp_path / "RC_2012-01").write_text(json_lines([{"body": "A single comment, no more."}]))
     (tmp_path / "mixture.yaml").write_text(
-        "- {source: arxiv, path: a.json, weight: 2500}\n- {source: reddit, path: RC_2012-01}\n"
+        "- {source: arxiv, path: a.json, weight: 5000}\n- {source: reddit, path: RC_2012-01}\n"
     )
     built = smallm("corpus", "build", *dumps.mixture)
     assert "reddit: 1 documents, 26 bytes, " in built.out
-    options = [*dumps.mixture, *SMALL, "--split-ratio", "0.5"]
-    assert smallm("train", *options, "--output", tmp_path / "m").code == 0
+    assert smallm("train", *dumps.mixture, *SMALL, "--output", tmp_path / "m").code == 0
     run = smallm("evaluate", "--models", tmp_path / "m")
     assert "note: nothing of reddit is among the" in run.err
     assert "on each source" not in run.out
