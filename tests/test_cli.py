@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -21,6 +20,17 @@ from smallm.journal import Event, Journal
 from smallm.settings import Settings, fields
 
 START = "import sys; sys.argv[0] = 'smallm'; from smallm.cli import main; main()"
+# A real signal, at a moment that does not depend on speed: once the first checkpoint is there.
+INTERRUPTED = f"""
+import os, signal
+from smallm import training_run
+keep = training_run._keep
+def interrupted(*given):
+    keep(*given)
+    os.kill(os.getpid(), signal.SIGINT)
+training_run._keep = interrupted
+{START}
+"""
 SMALL = [
     *("--vocabulary", "320", "--embedding", "8", "--hidden", "16", "--window", "4"),
     *("--seeds", "1,2,3", "--batch-size", "128", "--training-tokens", "20000"),
@@ -29,9 +39,9 @@ SMALL = [
 ]
 
 
-def process(*args, **options):
+def process(*args, code=START, **options):
     """The program in a process of its own."""
-    command = [sys.executable, "-c", START, *map(str, args)]
+    command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, **options)
 
 
@@ -329,18 +339,11 @@ def test_ctrl_c_ends_with_130_and_resume_gives_the_numbers_of_an_uninterrupted_r
     longer = [*SMALL, "--training-tokens", "40000", "--evaluate-at", "0.1,0.6,1"]
     whole = smallm("train", *corpus_options, *longer, "--json", "--output", tmp_path / "whole")
     kept = tmp_path / "kept"
-    started = subprocess.Popen(
-        [sys.executable, "-c", START, "train", *corpus_options, *longer, "--checkpoint", str(kept)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert started.stderr.readline().startswith("3,968/40,064 tokens")
-    while not list(kept.glob("tokens-*")):
-        assert started.poll() is None
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
-    assert started.returncode == 130
-    assert err.splitlines()[-1] == "interrupted"
+    options = [*corpus_options, *longer, "--checkpoint", kept]
+    ended = process("train", *options, code=INTERRUPTED)
+    assert ended.returncode == 130
+    assert ended.stderr.startswith("3,968/40,064 tokens")
+    assert ended.stderr.splitlines()[-1] == "interrupted"
     resumed = smallm("train", "--resume", kept, "--threads", 1, "--json")
     assert resumed.code == 0, resumed.err
     record, expected = json.loads(resumed.out), json.loads(whole.out)

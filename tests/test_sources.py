@@ -431,6 +431,8 @@ def test_all_comments_of_the_sample_are_there():
     gone = sum(each["body"] in ("[deleted]", "[removed]") for each in comments)
     found, dropped = read("reddit", path)
     assert dropped["deleted or removed comment"] == gone
+    shortened = dropped.pop("quoted lines, cut out of a comment")
+    assert shortened == sum(bool(re.search(r"^(>|&gt;)", each["body"], re.M)) for each in comments)
     assert len(found) + sum(dropped.values()) == len(comments)
 
 
