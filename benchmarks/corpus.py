@@ -173,12 +173,12 @@ def peak_of_build(path: Path, home: Path) -> int:
 
 
 def resident(program: psutil.Process) -> int:
-    """Resident bytes of a process and its children."""
+    """Resident bytes of a process and its children; pages that they share count once."""
     total = 0
     for process in [program, *program.children(recursive=True)]:
         try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended
             continue
     return total
 

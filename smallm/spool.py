@@ -1,6 +1,6 @@
 """Documents on their way to the tape: cleaned, hashed and signed by all processors, kept on disk.
 
-Everything waits in files, a column each: memory holds those that a step needs, at most about 70
+Everything waits in files, a column each: memory holds those that a step needs, at most about 110
 bytes a document at once.
 """
 

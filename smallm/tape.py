@@ -75,11 +75,7 @@ class Tape:
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of `documents`, without reading the others."""
-        batches = (
-            batch.to_pandas()[name].to_numpy()
-            for shard in self.manifest["shards"]
-            for batch in pq.ParquetFile(self._table(shard)).iter_batches(columns=[name])
-        )
+        batches = self._batches(name)
         first = next(batches)
         found = np.empty(len(self), dtype=first.dtype)
         done = 0
@@ -89,16 +85,20 @@ class Tape:
         pa.default_memory_pool().release_unused()
         return found
 
+    def _batches(self, name: str) -> Iterator[NDArray[Any]]:
+        for shard in self.manifest["shards"]:
+            for batch in pq.ParquetFile(self._table(shard)).iter_batches(columns=[name]):
+                yield batch.to_pandas()[name].to_numpy()
+
     def by_source(self) -> dict[str, dict[str, int]]:
         """Documents and bytes of each source."""
-        named, sizes = self.column("source"), self.column("bytes")
-        return {
-            str(name): {
-                "documents": int((named == name).sum()),
-                "bytes": int(sizes[named == name].sum()),
-            }
-            for name in sorted(set(named))
-        }
+        found: dict[str, dict[str, int]] = {}
+        for shard in self.manifest["shards"]:
+            for name, sizes in shard["sources"].items():
+                total = found.setdefault(name, {"documents": 0, "bytes": 0})
+                for what, size in sizes.items():
+                    total[what] += size
+        return dict(sorted(found.items()))
 
     @cached_property
     def _shard_starts(self) -> NDArray[np.int64]:
@@ -157,7 +157,7 @@ class Tape:
         )
 
     def _cut(self, ratio: float) -> int:
-        return int(np.searchsorted(self.places, ratio))
+        return sum(int(np.searchsorted(places, ratio)) for places in self._batches("place"))
 
     def beginning(self, part: Slice, most_bytes: int | None) -> Slice:
         """The first documents of a slice that reach `most_bytes`: hash order makes them random."""

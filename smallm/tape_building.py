@@ -104,6 +104,7 @@ def _write_tape(
         rows, places = rows[ranked], places[ranked]
     name = hexadecimal(hashes[rows[0]])
     shard = write_shard(_columns(waiting, hashes, rows, places), folder, name=name)
+    pa.default_memory_pool().release_unused()
     shutil.rmtree(folder / "spool")
     write_manifest(
         folder,
@@ -143,6 +144,7 @@ def no_text(settings: CorpusSettings, dropped: Dropped) -> SmallmError:
 def write_shard(columns: Iterable[Columns], folder: Path, *, name: str) -> dict[str, Any]:
     """Writes a run of documents in tape order, given in parts; says what the shard holds."""
     documents = size = words = 0
+    sources: dict[str, dict[str, int]] = {}
     schema = pa.schema(
         {
             "id": pa.string(),
@@ -163,7 +165,13 @@ def write_shard(columns: Iterable[Columns], folder: Path, *, name: str) -> dict[
             documents += len(part["id"])
             size += int(sum(part["bytes"]))
             words += int(sum(part["words"]))
-    return {"name": name, "documents": documents, "bytes": size, "words": words}
+            named, sizes = np.asarray(part["source"]), np.asarray(part["bytes"])
+            for each in sorted(set(part["source"])):
+                total = sources.setdefault(str(each), {"documents": 0, "bytes": 0})
+                total["documents"] += int((named == each).sum())
+                total["bytes"] += int(sizes[named == each].sum())
+    about = {"documents": documents, "bytes": size, "words": words, "sources": sources}
+    return {"name": name, **about}
 
 
 def write_manifest(

@@ -194,3 +194,10 @@ def test_other_code_makes_another_tape(small_corpus, tmp_path, monkeypatch):
     assert build_tape(settings, home=tmp_path).folder == first
     monkeypatch.setattr("smallm.tape_building.code_digest", lambda *parts: "changed")
     assert build_tape(settings, home=tmp_path).folder != first
+
+
+def test_documents_and_bytes_of_each_source_are_those_of_the_table(tape):
+    rows = tape.documents.groupby("source", observed=True)["bytes"].agg(["size", "sum"])
+    assert tape.by_source() == {
+        name: {"documents": row["size"], "bytes": row["sum"]} for name, row in rows.iterrows()
+    }
