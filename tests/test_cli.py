@@ -24,6 +24,7 @@ START = "import sys; sys.argv[0] = 'smallm'; from smallm.cli import main; main()
 INTERRUPTED = f"""
 import os, signal
 from smallm import training_run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 keep = training_run._keep
 def interrupted(*given):
     keep(*given)
