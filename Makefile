@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SPACE ?= quick
 
-.PHONY: search test test-long lint ui clean setup
+.PHONY: search serve test test-long lint ui clean setup
 
 search: .venv/ready
 	$(BIN)/python tune/search.py --space $(SPACE) $(ARGS)
@@ -19,6 +19,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+serve: .venv/ready
+	$(BIN)/serve run serve.app:build $(ARGS)
+
 ui: .venv/ready
 	$(BIN)/mlflow ui --backend-store-uri "sqlite:///$${SMALLM_HOME:-runs}/mlflow/mlflow.db"
 
@@ -28,7 +31,7 @@ setup: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openml,tune]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openml,serve,tune]" --group dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --group baselines
 	touch $@
 

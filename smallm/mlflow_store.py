@@ -29,6 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 import smallm
 from smallm.errors import SmallmError
+from smallm.files import whole_folder
 from smallm.journal import Event, Notify, StoreError
 
 T = TypeVar("T")
@@ -292,6 +293,26 @@ class MlflowStore:
             )
             yield from page
             token = page.token or None
+
+
+def fetched_champion(uri: str, home: Path) -> tuple[str, Path]:
+    """Version and model folder of the registry's champion, fetched into the home once."""
+    client = answering_client(uri)
+    try:
+        version = client.get_model_version_by_alias(MODEL, CHAMPION)
+        digest = version.tags.get(DIGEST_TAG, "")[:12]
+        folder = home / "fetched" / f"champion-{version.version}-{digest}"
+        if not folder.exists():
+            source = client.get_model_version_download_uri(MODEL, version.version)
+            with whole_folder(folder) as temporary:
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=source, dst_path=str(temporary), tracking_uri=uri
+                )
+    except ERRORS as error:
+        raise SmallmError(
+            f"MLflow at {_shown(uri)} gives no champion ({_reason(error)}): run `make search`"
+        ) from None
+    return str(version.version), folder / "artifacts" / "model"
 
 
 OPERATIONS: Mapping[str, Callable[[MlflowStore, Event], None]] = {

@@ -27,7 +27,7 @@ LEVELS = [
     ["source_matrix"],
     ["comparison_tables", "comparison_plots", "comparison_section", "corpus_section"],
     ["report"],
-    ["evaluation_run", "results", "progress", "confirmation", "ledger"],
+    ["evaluation_run", "results", "progress", "confirmation", "ledger", "serving"],
     ["cli_corpus", "cli_baselines", "cli_models"],
     ["cli"],
 ]

@@ -63,6 +63,22 @@ class Inputs:
     """(predicted,), int64."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One id of a continuation."""
+
+    chosen: int
+    logits: Tensor
+    """(ids,), fp32: what it was chosen from, before temperature."""
+    last: bool
+    """Whether the room for tokens ends here."""
+
+
+def text_decoder() -> codecs.IncrementalDecoder:
+    """Makes text of bytes that come in pieces."""
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
 class Causal:
     """A transformers causal language model with its tokenizer."""
 
@@ -211,29 +227,45 @@ class Causal:
 
     def stream(self, prompt: str, decoding: Decoding) -> Iterator[str]:
         """Yields the continuation in pieces of whole characters, until the text ends."""
+        return self._pieces(self.steps(self.opened(prompt), decoding))
+
+    def opened(self, prompt: str) -> list[int]:
+        """The ids that the model reads for a prompt; SmallmError where they are too many."""
         ids = [*self.opening, *self.encode(prompt)]
         if self.context is not None and len(ids) > self.context:
             raise SmallmError(
                 f"prompt: is {len(ids)} tokens long, {self.name} sees at most {self.context}"
             )
-        return self._pieces(ids, decoding)
+        return ids
 
-    def _pieces(self, ids: list[int], decoding: Decoding) -> Iterator[str]:
+    def _pieces(self, steps: Iterator[Step]) -> Iterator[str]:
+        decoder = text_decoder()
+        for step in steps:
+            if piece := decoder.decode(self.token_bytes[step.chosen]):
+                yield piece
+
+    def steps(self, ids: Sequence[int], decoding: Decoding) -> Iterator[Step]:
+        """Yields each id that is chosen after `opened` ids, until one ends the text."""
+        ids = list(ids)
         generator = torch.Generator().manual_seed(decoding.seed)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         cache = None
         if self.model._supports_default_dynamic_cache():
             cache = DynamicCache(config=self.model.config)
         room = decoding.max_tokens
         if self.context is not None:  # all but the last chosen id are read again
             room = min(room, self.context - len(ids) + 1)
-        for _ in range(room):
-            chosen = choose(self._next_logits(ids, cache), decoding, generator)
+        for left in range(room, 0, -1):
+            logits = self._next_logits(ids, cache)
+            chosen = choose(logits, decoding, generator)
             if chosen in self.end_ids:
                 return
-            if piece := decoder.decode(self.token_bytes[chosen]):
-                yield piece
+            yield Step(chosen, logits, last=left == 1)
             ids.append(chosen)
+
+    @torch.no_grad()
+    def next_logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits (len(ids), ids) after each of the ids, which begin with the opening."""
+        return self.model(input_ids=torch.tensor([list(ids)], device=self.device)).logits[0].float()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _next_logits(self, ids: list[int], cache: DynamicCache | None) -> Tensor:

@@ -1,0 +1,69 @@
+"""Answers of /v1/completions in OpenAI's shape, whole or as server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from smallm.serving.engine import Delta
+from smallm.serving.protocol import CompletionRequest, Json, RequestError, error_body
+
+OBJECT = "text_completion"
+
+
+def completion(
+    deltas: Iterable[Delta],
+    request: CompletionRequest,
+    about: Mapping[str, Any],
+    *,
+    prompt_tokens: int,
+) -> Json:
+    """The whole answer: the pieces of each continuation joined."""
+    choices: dict[int, Json] = {}
+    tokens = 0
+    for delta in deltas:
+        tokens += delta.tokens
+        found = choices.get(delta.index)
+        if found is None:
+            choices[delta.index] = _choice(delta)
+            continue
+        found["text"] += delta.text
+        found["finish_reason"] = delta.finish_reason
+        if delta.logprobs is not None:
+            for name, values in delta.logprobs.items():
+                found["logprobs"][name] += values
+    usage = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": tokens,
+        "total_tokens": prompt_tokens + tokens,
+    }
+    ordered = [choices[index] for index in sorted(choices)]
+    return {**about, "object": OBJECT, "model": request.model, "choices": ordered, "usage": usage}
+
+
+async def streamed(
+    deltas: AsyncIterator[Delta], request: CompletionRequest, about: Mapping[str, Any]
+) -> AsyncIterator[str]:
+    """Server-sent events, one for each piece, then [DONE]."""
+    head = {**about, "object": OBJECT, "model": request.model}
+    try:
+        async for delta in deltas:
+            yield _event({**head, "choices": [_choice(delta)]})
+    except RequestError as error:
+        yield _event(error_body(str(error), status=error.status, param=error.param))
+        return
+    yield "data: [DONE]\n\n"
+
+
+def _choice(delta: Delta) -> Json:
+    return {
+        "index": delta.index,
+        "text": delta.text,
+        "logprobs": delta.logprobs,
+        "finish_reason": delta.finish_reason,
+    }
+
+
+def _event(content: Json) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"

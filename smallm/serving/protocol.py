@@ -1,0 +1,139 @@
+"""Requests and errors of the HTTP interface: OpenAI's completions, and SmaLLM's own routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from smallm.errors import SmallmError
+
+Json = dict[str, Any]
+
+
+class RequestError(SmallmError):
+    """What is wrong with a request, with the status it is answered by."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it travels between processes
+        return _remade, (str(self), self.status, self.param)
+
+
+def _remade(message: str, status: int, param: str | None) -> RequestError:
+    return RequestError(message, status=status, param=param)
+
+
+def error_body(message: str, *, status: int, param: str | None = None) -> Json:
+    """An error as OpenAI's clients understand it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
+
+
+def _several(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+Texts = Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
+"""One text or several."""
+
+
+class Request(BaseModel):
+    """A request; a field that does not exist is an error, as is one of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class CompletionRequest(Request):
+    """OpenAI's completions, with `fitted` as a temperature."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "champion", "prompt": "Neural networks are", "max_tokens": 20}
+        }
+    )
+
+    model: str
+    """A name of /v1/models."""
+    prompt: Texts
+    """What is continued: a text or a list."""
+    max_tokens: int = Field(default=16, ge=1)
+    """Most tokens of a continuation."""
+    temperature: Annotated[float, Field(ge=0, le=100)] | Literal["fitted"] = 1.0
+    """0 is greedy; `fitted` is the one that makes held-out text most likely."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the most probable tokens that together reach this probability."""
+    n: int = Field(default=1, ge=1)
+    """Continuations of each prompt; with a seed, each has one of its own."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_several)] | None = (
+        Field(default=None, max_length=4)
+    )
+    """Texts before which a continuation ends."""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """The same seed gives the same text."""
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+    """The most probable tokens at each place, with their log-probabilities."""
+    echo: bool = False
+    """Whether the prompt comes first in the answer."""
+    stream: bool = False
+    """Whether the answer comes in pieces, as server-sent events."""
+    user: str | None = None
+    """Whom the request is for; not used."""
+
+
+class NextWordsRequest(Request):
+    """The most probable next words of a prompt."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"prompt": "Neural networks are", "k": 5}}
+    )
+
+    prompt: str
+    """A text that ends in a word."""
+    k: int = Field(default=5, ge=1)
+    """How many words."""
+    models: list[str] | None = Field(default=None, min_length=1)
+    """Names of /v1/models; by default all that are available."""
+
+
+class CompareRequest(NextWordsRequest):
+    """The same prompt to several models: next words and a continuation of each."""
+
+    max_tokens: int = Field(default=24, ge=1)
+    """Most tokens of a continuation."""
+    temperature: Annotated[float, Field(ge=0, le=100)] | Literal["fitted"] = 0.8
+    """0 is greedy."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """The same seed gives the same text."""
+
+
+class ScoreRequest(Request):
+    """How probable a text is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"text": "Neural networks are trained on data."}}
+    )
+
+    text: str = Field(min_length=1)
+    """Any text."""
+    models: list[str] | None = Field(default=None, min_length=1)
+    """Names of /v1/models; by default all that are available."""
+
+
+def check_at_most(name: str, value: int, most: int) -> None:
+    """RequestError for more than the server's settings allow."""
+    if value > most:
+        raise RequestError(f"{name} is {value}: this server allows at most {most}", param=name)
+
+
+def unknown_model(name: str, known: Sequence[str]) -> RequestError:
+    """The error for a model that is not served: it lists those that are."""
+    return RequestError(
+        f"model {name!r} is not served here; served are {', '.join(known)}",
+        status=404,
+        param="model",
+    )

@@ -1,0 +1,213 @@
+"""The server as its users meet it: real Ray Serve, real HTTP, OpenAI's own client."""
+
+import json
+import math
+import socket
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+import ray
+from ray import serve
+from tiny_models import albert, gpt2
+
+from serve.app import build
+from smallm.predictors import Decoding
+from smallm.predictors.loading import load_predictor
+from smallm.serving.engine import StopText
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A causal, a masked and a missing model behind one front; gives its address."""
+    folder = tmp_path_factory.mktemp("served")
+    for name, parts in (("gpt2", gpt2(context=128)), ("albert", albert())):
+        for part in parts:
+            part.save_pretrained(folder / name)
+    (folder / "empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
+        patch.setenv("SMALLM_HOME", str(folder / "home"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            names = ",".join(str(folder / name) for name in ("gpt2", "albert", "empty"))
+            serve.run(build({"models": names}), route_prefix="/")
+            yield Served(f"http://127.0.0.1:{port}", folder)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+class Served:
+    def __init__(self, address, folder):
+        self.address = address
+        self.folder = folder
+        self.gpt2, self.albert, self.empty = (
+            str(folder / name) for name in ("gpt2", "albert", "empty")
+        )
+        self.client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+    def ask(self, path, body=None):
+        """Status and JSON of a request."""
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
+        data = data.encode() if isinstance(data, str) else data
+        request = urllib.request.Request(self.address + path, data)
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+def test_the_front_is_up_and_lists_models_also_the_missing_one(served):
+    assert served.ask("/healthz") == (200, {"status": "ok"})
+    assert served.ask("/readyz") == (200, {"status": "ok"})
+    found = {model.id: model for model in served.client.models.list()}
+    assert found[served.gpt2].available
+    assert found[served.gpt2].parameters > 0
+    assert found[served.albert].kind == "masked"
+    assert not found[served.empty].available
+    assert "is no model folder" in found[served.empty].reason
+
+
+def test_completions_are_those_of_the_model(served):
+    made = served.client.completions.create(
+        model=served.gpt2, prompt="The deep model", max_tokens=8, temperature=0
+    )
+    model = load_predictor(served.gpt2, home=served.folder, threads=1)
+    expected = "".join(model.stream("The deep model", Decoding(max_tokens=8, temperature=0)))
+    assert made.choices[0].text == expected
+    assert made.choices[0].finish_reason == "length"
+    assert made.usage.completion_tokens == 8
+    assert made.usage.prompt_tokens == len(model.encode("The deep model"))
+
+
+def test_a_stream_gives_the_same_text_in_pieces(served):
+    options = {"model": served.gpt2, "prompt": "Neural", "max_tokens": 12, "seed": 5}
+    whole = served.client.completions.create(**options)
+    pieces = list(served.client.completions.create(**options, stream=True))
+    assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
+    assert len(pieces) > 3
+    assert pieces[-1].choices[0].finish_reason == "length"
+
+
+def test_several_prompts_and_continuations_with_log_probabilities(served):
+    made = served.client.completions.create(
+        model=served.gpt2, prompt=["a", "b"], n=2, max_tokens=3, seed=1, logprobs=2, echo=True
+    )
+    assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in made.choices}) > 2
+    for choice in made.choices:
+        told = choice.logprobs
+        assert choice.text.startswith("a" if choice.index < 2 else "b")
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 4
+        assert "".join(told.tokens) == choice.text
+        for value, top in zip(told.token_logprobs, told.top_logprobs, strict=True):
+            assert value <= max(top.values()) + 1e-5
+    log_likelihood = made.choices[0].logprobs.token_logprobs[0]
+    model = load_predictor(served.gpt2, home=served.folder, threads=1)
+    (scores,) = model.score(["a"])
+    assert log_likelihood == pytest.approx(-float(scores.nll.sum()), rel=0.02)
+
+
+def test_a_stop_text_ends_a_continuation_before_it(served):
+    options = {"model": served.gpt2, "prompt": "She said", "max_tokens": 20, "temperature": 0}
+    text = served.client.completions.create(**options).choices[0].text
+    stop = text[5:8]
+    made = served.client.completions.create(**options, stop=[stop, "never there"])
+    assert made.choices[0].text == text[: text.index(stop)]
+    assert made.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("text", ["one STOP two", "ST one STO STOP", "no end STO", ""])
+def test_stop_texts_are_found_however_the_text_is_cut(text):
+    for size in (1, 2, 3, 7):
+        stop = StopText(["STOP"])
+        found = ""
+        for start in range(0, len(text), size):
+            found += stop.add(text[start : start + size])
+            if stop.met:
+                break
+        found += "" if stop.met else stop.rest()
+        assert found == text.partition("STOP")[0]
+
+
+def test_next_words_of_all_models_with_bounds(served):
+    status, answer = served.ask("/v1/next-words", {"prompt": "Neural networks", "k": 3})
+    assert status == 200
+    assert set(answer["models"]) == {served.gpt2, served.albert}
+    for found in answer["models"].values():
+        assert len(found["words"]) == 3
+        for word in found["words"]:
+            assert 0 < word["probability"] <= word["upper"] + 1e-9
+        assert found["milliseconds"] > 0
+
+
+def test_scores_are_bits_per_byte_and_masked_models_have_none(served):
+    text = "It's stable; café."
+    _, answer = served.ask("/v1/score", {"text": text})
+    model = load_predictor(served.gpt2, home=served.folder, threads=1)
+    nats = float(model.score([text])[0].nll.sum())
+    found = answer["models"][served.gpt2]
+    assert found["bits_per_byte"] == pytest.approx(
+        nats / math.log(2) / len(text.encode()), rel=1e-3
+    )
+    assert answer["models"][served.albert]["error"]["code"] == 400
+
+
+def test_compare_shows_failures_beside_results(served):
+    names = [served.gpt2, served.albert, served.empty]
+    status, answer = served.ask(
+        "/v1/compare", {"prompt": "The model", "models": names, "max_tokens": 4}
+    )
+    assert status == 200
+    gpt2_row, albert_row, empty_row = (answer["models"][name] for name in names)
+    assert gpt2_row["continuation"]["text"]
+    assert len(gpt2_row["next_words"]["words"]) == 5
+    assert "cannot continue" in albert_row["continuation"]["error"]["message"]
+    assert albert_row["next_words"]["words"]
+    assert empty_row["next_words"]["error"]["code"] == 503
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"model": "nobody"}, 404, "served are"),
+        ({"prompt": 7}, 400, "prompt"),
+        ({"prompt": []}, 400, "prompt"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": 10**6}, 400, "allows at most 1024"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"temperature": "fitted"}, 400, "no fitted temperature"),
+        ({"n": 1000}, 400, "allows at most 16"),
+        ({"best_of": 2}, 400, "best_of"),
+        ({"prompt": "word " * 200}, 400, "tokens long"),
+        ({"stop": ""}, 400, "stop"),
+    ],
+)
+def test_wrong_fields_are_named(served, change, status, says):
+    body = {"model": served.gpt2, "prompt": "a", "max_tokens": 2} | change
+    got, answer = served.ask("/v1/completions", body)
+    assert got == status
+    assert says in answer["error"]["message"]
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_errors_without_a_field_have_the_same_shape(served):
+    assert served.ask("/v1/completions", b"{not json")[0] == 400
+    assert served.ask("/nowhere")[0] == 404
+    status, answer = served.ask("/v1/completions", {"model": served.albert, "prompt": "a"})
+    assert status == 400
+    assert "cannot continue a text" in answer["error"]["message"]
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        served.client.completions.create(model="nobody", prompt="a")
+    status, answer = served.ask("/v1/next-words", {"prompt": "ends in space "})
+    assert "ends in white space" in next(iter(answer["models"].values()))["error"]["message"]
