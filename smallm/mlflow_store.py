@@ -305,14 +305,15 @@ def fetched_champion(uri: str, home: Path) -> tuple[str, Path]:
         if not folder.exists():
             source = client.get_model_version_download_uri(MODEL, version.version)
             with whole_folder(folder) as temporary:
-                mlflow.artifacts.download_artifacts(
+                packed = mlflow.artifacts.download_artifacts(
                     artifact_uri=source, dst_path=str(temporary), tracking_uri=uri
                 )
+                Path(packed).rename(temporary / "packed")
     except ERRORS as error:
         raise SmallmError(
             f"MLflow at {_shown(uri)} gives no champion ({_reason(error)}): run `make search`"
         ) from None
-    return str(version.version), folder / "artifacts" / "model"
+    return str(version.version), folder / "packed" / "artifacts" / "model"
 
 
 OPERATIONS: Mapping[str, Callable[[MlflowStore, Event], None]] = {
