@@ -34,8 +34,6 @@ class ServeSettings(Group):
     """cpu, cuda or cuda:1."""
     request_timeout: float = Field(default=60, gt=0)
     """Seconds after which a request that has no answer gets an error."""
-    largest_request: int = Field(default=1_000_000, ge=1)
-    """Bytes of a request's body."""
     most_tokens: int = Field(default=1024, ge=1)
     """Largest max_tokens."""
     most_prompts: int = Field(default=16, ge=1)
