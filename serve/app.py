@@ -21,10 +21,10 @@ from starlette.exceptions import HTTPException
 from smallm.errors import SmallmError, in_one_line
 from smallm.home import open_home
 from smallm.serving.completions import completion, streamed
-from smallm.serving.engine import Delta
 from smallm.serving.protocol import (
     CompareRequest,
     CompletionRequest,
+    Delta,
     Json,
     NextWordsRequest,
     RequestError,
@@ -91,8 +91,9 @@ class Model:
 
     async def complete(self, request: CompletionRequest) -> AsyncIterator[int | Delta]:
         """The number of prompt tokens, then the continuations."""
-        yield await self._in_thread(lambda: self.engine.prompt_tokens(request))
-        deltas = self.engine.complete(request)
+        prompts = await self._in_thread(lambda: self.engine.opened(request))
+        yield sum(len(ids) - 1 for ids in prompts)  # without the opening
+        deltas = self.engine.complete(request, prompts)
         try:
             while (delta := await self._in_thread(lambda: next(deltas, None))) is not None:
                 yield delta
@@ -107,6 +108,10 @@ class Model:
 
 async def _awaited(answer: Awaitable[Any]) -> Any:
     return await answer
+
+
+async def _all_of(pieces: AsyncIterator[Any]) -> list[Any]:
+    return [piece async for piece in pieces]
 
 
 async def _or_error(answer: Awaitable[Json]) -> Json:
@@ -165,15 +170,23 @@ class Front:
         check_at_most("max_tokens", request.max_tokens, most.most_tokens)
         check_at_most("n", request.n, most.most_prompts)
         check_at_most("prompt", len(request.prompt), most.most_prompts)
-        pieces = self._handle(request.model).options(stream=True).complete.remote(request)
-        deltas = aiter(pieces)
-        prompt_tokens = await self._in_time(anext(deltas))
         about = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time())}
-        if request.stream:
-            events = streamed(deltas, request, about)
-            return StreamingResponse(events, media_type="text/event-stream")
-        found = [delta async for delta in deltas]
-        return completion(found, request, about, prompt_tokens=prompt_tokens)
+        if not request.stream:
+            prompt_tokens, *deltas = await self._in_time(_all_of(self._pieces(request)))
+            return completion(deltas, request, about, prompt_tokens=prompt_tokens)
+        pieces = self._pieces(request)
+        await self._in_time(anext(pieces))  # what is wrong with a request has its status
+        events = streamed(pieces, request, about)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    async def _pieces(self, request: CompletionRequest) -> AsyncIterator[int | Delta]:
+        """The number of prompt tokens, then the continuations, as the model gives them."""
+        try:
+            model = self._handle(request.model).options(stream=True)
+            async for piece in model.complete.remote(request):
+                yield piece
+        except RayTaskError as error:
+            raise _own_error(error) from None
 
     @api.post("/v1/next-words")
     async def next_words(self, request: NextWordsRequest) -> Json:
@@ -217,10 +230,9 @@ class Front:
         start = time.perf_counter()
 
         async def text() -> Json:
-            pieces = self._handle(name).options(stream=True).complete.remote(asked)
-            found = [piece async for piece in pieces]
+            _, *deltas = await _all_of(self._pieces(asked))
             return {
-                "text": "".join(piece.text for piece in found[1:]),
+                "text": "".join(delta.text for delta in deltas),
                 "milliseconds": 1000 * (time.perf_counter() - start),
             }
 

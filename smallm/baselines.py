@@ -14,6 +14,8 @@ from typing import Literal
 
 from smallm.errors import SmallmError, unknown_name
 
+CHAMPION = "champion"  # the model that the newest search crowned
+
 HUB_SECONDS = 3.0  # that a listing waits for the hub
 LONGEST_SHOWN = 60  # characters of a name that is too long
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -124,6 +126,11 @@ def states() -> dict[str, State]:
     """Where each baseline is, or why it is not; the hub is asked at most once."""
     trouble = cache(hub_trouble)
     return {name: _baseline_state(each, trouble) for name, each in BASELINES.items()}
+
+
+def default_models() -> list[str]:
+    """The champion and every baseline."""
+    return [CHAMPION, *BASELINES]
 
 
 def state(name: str, *, trouble: Trouble = hub_trouble) -> State:

@@ -98,8 +98,7 @@ def model_options(command: Command) -> Command:
     def collect(
         *args: Any, models: str | None, baseline: Sequence[str], machine: Any, **kwargs: Any
     ) -> Any:
-        from smallm.baselines import names_in
-        from smallm.comparison import default_models
+        from smallm.baselines import default_models, names_in
 
         home = open_home()
         names = default_models() if models is None else names_in(models)
@@ -263,6 +262,7 @@ def evaluate(
     The corpus is that of the first SmaLLM; with any setting of a corpus it is the one so given.
     """
     from smallm import comparison
+    from smallm.baselines import CHAMPION
     from smallm.comparison_tables import evaluation_tables
     from smallm.evaluation_run import EvaluationRun
 
@@ -273,7 +273,7 @@ def evaluate(
         given = first.settings.corpus.model_dump(mode="json", exclude_defaults=True)
     tape = corpus_tape(given)
     if slice_name is None:
-        slice_name = "final" if set(origins) <= {comparison.CHAMPION} else "selection"
+        slice_name = "final" if set(origins) <= {CHAMPION} else "selection"
     _warn(tape, origins, slice_name)
     part, fitting = _parts(tape, slice_name, origins)
     text = comparison.held_out(tape, part, most_bytes=most_bytes, fitting=fitting)

@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 from smallm import significance
-from smallm.baselines import BASELINES, Trouble, Unavailable, baseline, hub_trouble, state
+from smallm.baselines import CHAMPION, Trouble, Unavailable, baseline, hub_trouble, state
 from smallm.calibration import calibration_record, fit_temperature
 from smallm.errors import SmallmError, in_one_line
 from smallm.files import read_text
@@ -43,7 +43,6 @@ from smallm.tokens import WORD
 
 SEED = 0
 PSEUDO = "pseudo_log_likelihood_per_word"
-CHAMPION = "champion"
 TIMED_BYTES = 16_384
 MASKED_BYTES, MASKED_WINDOW = 8_192, 64  # bytes that masked models score, tokens they see
 CONTINUATION_WORDS, PROMPT_WORDS = 15, 24  # of the passages that generation is judged by
@@ -210,11 +209,6 @@ def compare(
         _about(model) | {"prompts": _answers(model, prompts, k=k, decodings=decodings)}
         for model in models
     ]
-
-
-def default_models() -> list[str]:
-    """The champion and every baseline."""
-    return [CHAMPION, *BASELINES]
 
 
 def default_prompts() -> list[str]:

@@ -6,8 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
-from smallm.serving.engine import Delta
-from smallm.serving.protocol import CompletionRequest, Json, RequestError, error_body
+from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError, error_body
 
 OBJECT = "text_completion"
 

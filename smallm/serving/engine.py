@@ -6,7 +6,6 @@ import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,21 +14,9 @@ from smallm.errors import SmallmError
 from smallm.next_words import check_prompt
 from smallm.predictors import Decoding, Predictor
 from smallm.predictors.causal import Causal, text_decoder
-from smallm.serving.protocol import CompletionRequest, Json, RequestError
+from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 
 SEEDS = 2**62
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Some text of one continuation; the last has a reason to end."""
-
-    index: int
-    text: str
-    logprobs: Json | None = None
-    finish_reason: str | None = None
-    tokens: int = 0
-    """Tokens chosen for it."""
 
 
 class Engine:
@@ -79,17 +66,15 @@ class Engine:
             "milliseconds": 1000 * (time.perf_counter() - start),
         }
 
-    def prompt_tokens(self, request: CompletionRequest) -> int:
-        """Tokens of all prompts; RequestError for what the model cannot continue."""
-        return sum(len(self._causal().opened(prompt)) - 1 for prompt in self._checked(request))
-
-    def complete(self, request: CompletionRequest) -> Iterator[Delta]:
-        """Yields the continuations of all prompts, n of each, one after another."""
+    def complete(
+        self, request: CompletionRequest, prompts: Sequence[Sequence[int]]
+    ) -> Iterator[Delta]:
+        """Yields the continuations of all `opened` prompts, n of each, one after another."""
         first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
         index = 0
-        for prompt in self._checked(request):
+        for prompt, ids in zip(request.prompt, prompts, strict=True):
             for number in range(request.n):
-                yield from self._continuation(request, prompt, index, first + number)
+                yield from self._continuation(request, prompt, ids, index, first + number)
                 index += 1
 
     def _causal(self) -> Causal:
@@ -101,24 +86,27 @@ class Engine:
             )
         return self.predictor
 
-    def _checked(self, request: CompletionRequest) -> Sequence[str]:
+    def opened(self, request: CompletionRequest) -> list[list[int]]:
+        """The ids of each prompt after an opening; RequestError for what cannot be continued."""
         causal = self._causal()
         if request.temperature == "fitted" and self.temperature is None:
             raise RequestError(
                 f"model {causal.name!r} has no fitted temperature", param="temperature"
             )
-        for prompt in request.prompt:
-            try:
-                causal.opened(prompt)
-            except SmallmError as error:
-                raise RequestError(str(error), param="prompt") from None
-        return request.prompt
+        try:
+            return [causal.opened(prompt) for prompt in request.prompt]
+        except SmallmError as error:
+            raise RequestError(str(error), param="prompt") from None
 
     def _continuation(
-        self, request: CompletionRequest, prompt: str, index: int, seed: int
+        self,
+        request: CompletionRequest,
+        prompt: str,
+        ids: Sequence[int],
+        index: int,
+        seed: int,
     ) -> Iterator[Delta]:
         causal = self._causal()
-        ids = causal.opened(prompt)
         told = _LogProbs(causal, request.logprobs)
         if request.echo:
             if request.logprobs is not None:

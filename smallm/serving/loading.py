@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from smallm.baselines import CHAMPION
 from smallm.champion import saved_temperature
 from smallm.errors import SmallmError
 from smallm.evaluation_run import kept_temperature
 from smallm.mlflow_store import fetched_champion
 from smallm.predictors.loading import load_predictor, model_folder
 from smallm.serving.engine import Engine
-from smallm.serving.settings import CHAMPION
 from smallm.tracking import local_uri
 
 

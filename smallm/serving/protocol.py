@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -122,6 +123,18 @@ class ScoreRequest(Request):
     """Any text."""
     models: list[str] | None = Field(default=None, min_length=1)
     """Names of /v1/models; by default all that are available."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Some text of one continuation; the last has a reason to end."""
+
+    index: int
+    text: str
+    logprobs: Json | None = None
+    finish_reason: str | None = None
+    tokens: int = 0
+    """Tokens chosen for it."""
 
 
 def check_at_most(name: str, value: int, most: int) -> None:

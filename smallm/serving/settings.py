@@ -7,10 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from smallm.baselines import BASELINES
+from smallm.baselines import default_models
 from smallm.settings import Group, validated
-
-CHAMPION = "champion"
 
 
 def _listed(given: Any) -> Any:
@@ -23,9 +21,8 @@ def _listed(given: Any) -> Any:
 class ServeSettings(Group):
     """Which models are served, and how much one request may ask for."""
 
-    models: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = (
-        CHAMPION,
-        *BASELINES,
+    models: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = tuple(
+        default_models()
     )
     """The champion of MLflow, baselines, folders, hub ids."""
     threads: int = Field(default=1, ge=1)
