@@ -27,7 +27,7 @@ from transformers import (
 from smallm.errors import SmallmError
 from smallm.models import architecture
 from smallm.models.huggingface import wrap
-from smallm.predictors import Decoding, causal
+from smallm.predictors import Decoding, causal, continuations
 from smallm.predictors.causal import Causal
 from smallm.predictors.sampling import choose, kept_logits
 from smallm.predictors.token_bytes import token_bytes
@@ -351,7 +351,7 @@ def test_characters_are_never_yielded_in_halves(gpt2, monkeypatch):
     script = gpt2.encode(text)
     for length in range(1, len(script) + 1):
         ids = iter(script[:length])
-        monkeypatch.setattr(causal, "choose", lambda *_, ids=ids: next(ids))
+        monkeypatch.setattr(continuations, "choose", lambda *_, ids=ids: next(ids))
         pieces = list(gpt2.stream("", Decoding(max_tokens=length)))
         whole = b"".join(gpt2.token_bytes[i] for i in script[:length]).decode(errors="ignore")
         assert "".join(pieces) == whole
@@ -406,7 +406,7 @@ def test_a_prompt_longer_than_the_context_names_both_lengths(gpt2):
 
 def test_a_continuation_ends_where_the_context_does(gpt2, monkeypatch):
     chosen = []
-    monkeypatch.setattr(causal, "choose", lambda *_: chosen.append(70) or 70)
+    monkeypatch.setattr(continuations, "choose", lambda *_: chosen.append(70) or 70)
     prompt = gpt2.encode("The deep model")
     assert "".join(gpt2.stream("The deep model", Decoding(max_tokens=500)))
     assert 1 + len(prompt) + len(chosen) == gpt2.context + 1

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from smallm.errors import SmallmError
 from smallm.models.huggingface import SmaLLMForCausalLM
 from smallm.predictors import Decoding, Kind, NextWords
-from smallm.predictors.sampling import choose
+from smallm.predictors.continuations import Continuations, Step
 from smallm.predictors.token_bytes import token_bytes
 from smallm.predictors.windows import Window, overlapping_windows, rolling_windows
 from smallm.scoring import TOP, Scores, rank
@@ -61,17 +60,6 @@ class Inputs:
     """(predicted,), in the order of `predicted`."""
     gold: Tensor
     """(predicted,), int64."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One id of a continuation."""
-
-    chosen: int
-    logits: Tensor
-    """(ids,), fp32: what it was chosen from, before temperature."""
-    last: bool
-    """Whether the room for tokens ends here."""
 
 
 def text_decoder() -> codecs.IncrementalDecoder:
@@ -246,40 +234,25 @@ class Causal:
 
     def steps(self, ids: Sequence[int], decoding: Decoding) -> Iterator[Step]:
         """Yields each id that is chosen after `opened` ids, until one ends the text."""
-        ids = list(ids)
-        generator = torch.Generator().manual_seed(decoding.seed)
-        cache = None
-        if self.model._supports_default_dynamic_cache():
-            cache = DynamicCache(config=self.model.config)
-        room = decoding.max_tokens
-        if self.context is not None:  # all but the last chosen id are read again
-            room = min(room, self.context - len(ids) + 1)
-        for left in range(room, 0, -1):
-            logits = self._next_logits(ids, cache)
-            chosen = choose(logits, decoding, generator)
-            if chosen in self.end_ids:
-                return
-            yield Step(chosen, logits, last=left == 1)
-            ids.append(chosen)
+        under_way = Continuations(self)
+        under_way.add(ids, [decoding], room=self.room(ids))
+        while under_way.busy:
+            for _, step in under_way.step():
+                if step is not None:
+                    yield step
+
+    def room(self, ids: Sequence[int]) -> int:
+        """How many ids may follow: all but the last of them are read again."""
+        return UNLIMITED if self.context is None else self.context - len(ids) + 1
 
     @torch.no_grad()
-    def next_logits(self, ids: Sequence[int]) -> Tensor:
+    def logits_after_each(self, ids: Sequence[int]) -> Tensor:
         """Logits (len(ids), ids) after each of the ids, which begin with the opening."""
         return self.model(input_ids=torch.tensor([list(ids)], device=self.device)).logits[0].float()  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def _next_logits(self, ids: list[int], cache: DynamicCache | None) -> Tensor:
-        """Logits (ids,) after a text; a cache remembers what was read before."""
-        unread = ids if cache is None else ids[cache.get_seq_length() :]
-        options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-        if "logits_to_keep" in self._forward_options:
-            options["logits_to_keep"] = 1
-        inputs = torch.tensor([unread], device=self.device)
-        output = self.model(input_ids=inputs, use_cache=cache is not None, **options)
-        return output.logits[0, -1].float()  # type: ignore[no-any-return]
-
     @cached_property
-    def _forward_options(self) -> frozenset[str]:
+    def forward_options(self) -> frozenset[str]:
+        """Names of what the model's forward takes."""
         return frozenset(inspect.signature(self.model.forward).parameters)
 
 

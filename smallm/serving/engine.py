@@ -183,7 +183,7 @@ class _LogProbs:
 
     def prompt(self, ids: Sequence[int]) -> None:
         """The tokens of a prompt after its opening."""
-        for chosen, logits in zip(ids[1:], self.causal.next_logits(ids[:-1]), strict=True):
+        for chosen, logits in zip(ids[1:], self.causal.logits_after_each(ids[:-1]), strict=True):
             self.add(chosen, logits)
 
     def add(self, chosen: int, logits: Tensor) -> None:
