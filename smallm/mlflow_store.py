@@ -46,6 +46,8 @@ CHAMPION = "champion"
 MODEL_CODE = Path(__file__).with_name("mlflow_model.py")
 NEXT_TOKENS = 10
 
+MODEL_URI = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+
 ANSWER_SECONDS = 5
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
@@ -295,25 +297,46 @@ class MlflowStore:
             token = page.token or None
 
 
-def fetched_champion(uri: str, home: Path) -> tuple[str, Path]:
-    """Version and model folder of the registry's champion, fetched into the home once."""
+def registered_version(uri: str, model_uri: str) -> str:
+    """The version that models:/NAME/VERSION or models:/NAME@ALIAS means now."""
+    found = MODEL_URI.fullmatch(model_uri)
+    if found is None:
+        raise SmallmError(
+            f"{model_uri}: a registered model is written models:/NAME/VERSION or models:/NAME@ALIAS"
+        )
     client = answering_client(uri)
+    name, alias, version = found.groups()
     try:
-        version = client.get_model_version_by_alias(MODEL, CHAMPION)
-        digest = version.tags.get(DIGEST_TAG, "")[:12]
-        folder = home / "fetched" / f"champion-{version.version}-{digest}"
+        if alias is None:
+            return str(client.get_model_version(name, version).version)
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except ERRORS as error:
+        raise _no_model(uri, model_uri, error) from None
+
+
+def fetched_version(uri: str, model_uri: str, version: str, home: Path) -> Path:
+    """The model folder of a version of a registered model, fetched into the home once."""
+    client = answering_client(uri)
+    name = model_uri.removeprefix("models:/").split("@")[0].split("/")[0]
+    try:
+        found = client.get_model_version(name, version)
+        digest = found.tags.get(DIGEST_TAG) or found.run_id or "untagged"
+        folder = home / "fetched" / f"{name}-{version}-{digest[:12]}"
         if not folder.exists():
-            source = client.get_model_version_download_uri(MODEL, version.version)
+            source = client.get_model_version_download_uri(name, version)
             with whole_folder(folder) as temporary:
                 packed = mlflow.artifacts.download_artifacts(
                     artifact_uri=source, dst_path=str(temporary), tracking_uri=uri
                 )
                 Path(packed).rename(temporary / "packed")
     except ERRORS as error:
-        raise SmallmError(
-            f"MLflow at {_shown(uri)} gives no champion ({_reason(error)}): run `make search`"
-        ) from None
-    return str(version.version), folder / "packed" / "artifacts" / "model"
+        raise _no_model(uri, model_uri, error) from None
+    return folder / "packed" / "artifacts" / "model"
+
+
+def _no_model(uri: str, model_uri: str, error: Exception) -> SmallmError:
+    hint = ": run `make search`" if model_uri == f"models:/{MODEL}@{CHAMPION}" else ""
+    return SmallmError(f"MLflow at {_shown(uri)} gives no {model_uri} ({_reason(error)}){hint}")
 
 
 OPERATIONS: Mapping[str, Callable[[MlflowStore, Event], None]] = {

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from smallm.errors import SmallmError
 from smallm.predictors import NextWord, NextWords
 from smallm.tokens import WORD
-from smallm.word_search import EXACT, Expand, Prefix, Rest, Search, lexicon_of
+from smallm.word_search import EXACT, Expand, Looks, Prefix, Rest, Search, lexicon_of
+
+T = TypeVar("T")
+ExpandTogether = Callable[[Sequence[tuple[int, Sequence[Sequence[int]]]]], Sequence[Tensor]]
+"""For each (search, prefixes of ids), log-probabilities (prefixes, ids)."""
 
 BATCH = 16  # prefixes that a model looks at together
 LIMIT = 256  # prefixes that it looks at for one prompt: most need 40 to 90
@@ -34,6 +40,12 @@ def check_prompt(prompt: str) -> None:
         )
 
 
+def check_k(k: int, token_bytes: Sequence[bytes]) -> None:
+    """SmallmError for more words than there can be, or none."""
+    if not 1 <= k <= len(token_bytes):
+        raise SmallmError(f"k is {k}: it must be from 1 to the vocabulary's {len(token_bytes)}")
+
+
 def next_words(
     expand: Expand,
     token_bytes: Sequence[bytes],
@@ -48,11 +60,46 @@ def next_words(
     `token_bytes` has the bytes of every id that `expand` gives. The search ends uncertified after
     `limit` prefixes. Words that are equally probable to within EXACT may stand in any order.
     """
-    if not 1 <= k <= len(token_bytes):
-        raise SmallmError(f"k is {k}: it must be from 1 to the vocabulary's {len(token_bytes)}")
-    search = Search(expand, lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
+    return searched(finding(token_bytes, end_ids, k=k, batch=batch, limit=limit), expand)
+
+
+def searched(looks: Looks[T], expand: Expand) -> T:
+    """The result of a search, with what a model says."""
+    return side_by_side({0: looks}, lambda asked: [expand(ids) for _, ids in asked])[0]
+
+
+def side_by_side(looks: Mapping[int, Looks[T]], expand: ExpandTogether) -> dict[int, T]:
+    """The results of several searches, which look at their prefixes together."""
+    results: dict[int, T] = {}
+    sent: dict[int, Tensor | None] = dict.fromkeys(looks)
+    while sent:
+        asked = []
+        for place, after in sent.items():
+            try:
+                prefixes = looks[place].send(after)  # type: ignore[arg-type]
+            except StopIteration as end:
+                results[place] = end.value
+            else:
+                asked.append((place, [each.ids for each in prefixes]))
+        answers = expand(asked) if asked else []
+        sent = {place: after for (place, _), after in zip(asked, answers, strict=True)}
+    return results
+
+
+def finding(
+    token_bytes: Sequence[bytes],
+    end_ids: frozenset[int],
+    *,
+    k: int,
+    batch: int = BATCH,
+    limit: int = LIMIT,
+) -> Looks[NextWords]:
+    """The search of `next_words`, which asks for what it looks at."""
+    check_k(k, token_bytes)
+    search = Search(lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
+    yield from search.begin()
     while blocking := _blocking(search, k):
-        if not search.advance(blocking):
+        if not (yield from search.advance(blocking)):
             break
     certified = not blocking
     best = _best(search, k)
@@ -135,14 +182,28 @@ def rank_at_most(
 
     Searches only until the bounds decide it; None where `limit` prefixes do not.
     """
-    search = Search(expand, lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
+    looks = _ranking(token_bytes, end_ids, word=word, ks=ks, batch=batch, limit=limit)
+    return searched(looks, expand)
+
+
+def _ranking(
+    token_bytes: Sequence[bytes],
+    end_ids: frozenset[int],
+    *,
+    word: str,
+    ks: Sequence[int],
+    batch: int,
+    limit: int,
+) -> Looks[dict[int, bool | None]]:
+    search = Search(lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
+    yield from search.begin()
     while True:
         taken = search.taken
         sure, possible, blocking = _rivals_of(search, word.encode())
         decided = {k: True if possible < k else False if sure >= k else None for k in ks}
         if None not in decided.values():
             return decided
-        if not search.advance(blocking) and taken == search.taken:
+        if not (yield from search.advance(blocking)) and taken == search.taken:
             return decided
 
 

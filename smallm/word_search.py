@@ -18,9 +18,10 @@ what it was credited, L(w), and U(w) = L(w) + that mass. U(w) is at most L(w) + 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,10 @@ from smallm.errors import SmallmError
 
 Expand = Callable[[Sequence[Sequence[int]]], Tensor]
 """Log-probabilities (prefixes, ids) of the next id after the prompt and each prefix of ids."""
+
+T = TypeVar("T")
+Looks = Generator[list["Prefix"], Tensor, T]
+"""Yields prefixes to look at, is sent log-probabilities (prefixes, ids), and returns a result."""
 
 WHITE_SPACE = b" \t\n\r\f\v"
 EXACT = 1e-9
@@ -155,8 +160,8 @@ class Rest:
 class Search:
     """Best-first search over token prefixes, with bounds of every word's probability."""
 
-    def __init__(self, expand: Expand, lexicon: Lexicon, *, batch: int, limit: int) -> None:
-        self.expand, self.lexicon = expand, lexicon
+    def __init__(self, lexicon: Lexicon, *, batch: int, limit: int) -> None:
+        self.lexicon = lexicon
         self.batch, self.limit = batch, limit
         self.words: dict[bytes, float] = {}
         self.end_of_text = 0.0
@@ -165,7 +170,6 @@ class Search:
         self.taken = 0
         """Continuations that became prefixes or words."""
         self.frontier: dict[bytes, list[Prefix | Rest]] = {}
-        self._look_at([Prefix((), b"", 1.0)])
 
     @property
     def residual(self) -> float:
@@ -206,7 +210,12 @@ class Search:
         gain = sum(item.mass for items in places for item in items if isinstance(item, Prefix))
         return self.words.get(word, 0.0) + gain
 
-    def advance(self, items: Iterable[Prefix | Rest]) -> bool:
+    def begin(self) -> Looks[None]:
+        """Looks at the empty prefix."""
+        first = [Prefix((), b"", 1.0)]
+        self._look_at(first, (yield first))
+
+    def advance(self, items: Iterable[Prefix | Rest]) -> Looks[bool]:
         """Looks at the heaviest of some items; False when nothing is left to be gained."""
         useful = [
             (bound, item) for item in items if len(item.ids) < LONGEST and (bound := item.bound) > 0
@@ -221,8 +230,8 @@ class Search:
             rest.heaviest()  # moves to the first that is left
             self._take(rest, rest.order[rest.place : rest.place + rest.share].tolist())
             rest.share *= 2
-        if prefixes:
-            self._look_at(prefixes[:room])
+        if prefixes := prefixes[:room]:
+            self._look_at(prefixes, (yield prefixes))
         return bool(heaviest)
 
     def _take(self, rest: Rest, ids: Iterable[int]) -> None:
@@ -256,12 +265,11 @@ class Search:
         if not here:
             del self.frontier[item.text]
 
-    def _look_at(self, prefixes: Sequence[Prefix]) -> None:
+    def _look_at(self, prefixes: Sequence[Prefix], after: Tensor) -> None:
         """Splits the mass of prefixes by what the model says after them."""
         self.looked_at += len(prefixes)
         lexicon = self.lexicon
-        after = self.expand([each.ids for each in prefixes]).detach().cpu().double().softmax(1)
-        masses = np.asarray(after.numpy())
+        masses = np.asarray(after.detach().cpu().double().softmax(1).numpy())
         for row, prefix in zip(masses, prefixes, strict=True):
             if not prefix.ids:
                 row[~lexicon.begins] = 0

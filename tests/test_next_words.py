@@ -20,7 +20,13 @@ from tiny_models import gpt2, gpt_neo, llama
 from smallm import word_search
 from smallm.errors import SmallmError
 from smallm.models.huggingface import wrap
-from smallm.next_words import next_words, rank_at_most, word_log_probability, word_positions
+from smallm.next_words import (
+    next_words,
+    rank_at_most,
+    searched,
+    word_log_probability,
+    word_positions,
+)
 from smallm.predictors import expansion as of_model
 from smallm.predictors.causal import Causal
 from smallm.settings import ModelSettings
@@ -123,8 +129,9 @@ def test_certified_words_are_those_of_all_texts_that_the_model_can_write(table, 
 @given(tables(), st.integers(1, 40))
 def test_mass_is_conserved_wherever_the_search_ends(table, limit):
     lexicon = lexicon_of(table.token_bytes, table.ends)
-    search = Search(table, lexicon, batch=2, limit=limit)
-    while search.advance(search.at(search.bounds())):
+    search = Search(lexicon, batch=2, limit=limit)
+    searched(search.begin(), table)
+    while searched(search.advance(search.at(search.bounds())), table):
         credited = sum(search.words.values()) + search.end_of_text
         assert credited + search.residual == pytest.approx(1, abs=1e-6)
 

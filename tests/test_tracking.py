@@ -24,7 +24,7 @@ from smallm import journal as journal_module
 from smallm import tracking
 from smallm.errors import SmallmError
 from smallm.journal import JOURNAL_NAME, POSITION_NAME
-from smallm.mlflow_store import fetched_champion
+from smallm.mlflow_store import fetched_version, registered_version
 from smallm.tracking import CHAMPION_FOLDER, CHAMPION_URI, Tracker, local_uri, sync
 
 EXPERIMENT = "smallm"
@@ -194,8 +194,9 @@ def test_the_champion_is_a_hugging_face_folder_behind_a_model_that_predicts(
     assert files == {path.name: path.read_bytes() for path in champion.iterdir()}
     assert not list(download.rglob("*.pkl"))
     for _ in range(2):  # the second time it is there
-        version, fetched = fetched_champion(uri, tmp_path / "home")
-        assert version == "1"
+        version = registered_version(uri, CHAMPION_URI)
+        assert version == registered_version(uri, "models:/smallm/1") == "1"
+        fetched = fetched_version(uri, CHAMPION_URI, version, tmp_path / "home")
         assert files == {path.name: path.read_bytes() for path in fetched.iterdir()}
 
     model = mlflow.pyfunc.load_model(str(download), model_config={"k": 3})

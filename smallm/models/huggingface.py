@@ -92,6 +92,17 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 
+    def seen(self, ids: list[int]) -> list[int]:
+        """The end of some ids that alone decides what comes after them."""
+        if self.spelling is None:
+            return ids[-self.window :]
+        left = self.window + 1
+        for place in range(len(ids) - 1, -1, -1):
+            left -= not self.spelling.is_inside(ids[place])
+            if not left:
+                return ids[place + 1 :]
+        return ids
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:

@@ -97,6 +97,10 @@ class Spelling(nn.Module):
         words[row, places[row, column]] = seen[row, column]
         return words, places
 
+    def is_inside(self, number: int) -> bool:
+        """Whether an id is a byte of an unknown word, but not its last."""
+        return self.vocabulary <= number < self.vocabulary + FINAL
+
     def _inside(self, ids: Tensor) -> Tensor:
         return (ids >= self.vocabulary) & (ids < self.vocabulary + FINAL)
 

@@ -78,7 +78,7 @@ class Causal:
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.parameters = sum(weight.numel() for weight in model.parameters())
-        self.context = None if self._is_smallm else _context(model.config, tokenizer)
+        self.context = None if self.is_smallm else _context(model.config, tokenizer)
         first = tokenizer.bos_token_id
         first = tokenizer.eos_token_id if first is None else first
         if first is None:
@@ -90,7 +90,8 @@ class Causal:
         self.opening: list[int] = [first]
 
     @property
-    def _is_smallm(self) -> bool:
+    def is_smallm(self) -> bool:
+        """Whether it is a model of SmaLLM, which sees a window."""
         return isinstance(self.model, SmaLLMForCausalLM)
 
     @cached_property
@@ -181,7 +182,7 @@ class Causal:
         Some models scale or cap their logits after it; a few tokens tell.
         """
         head = self.model.get_output_embeddings()
-        if self._is_smallm or head is None or self.model.base_model is self.model:
+        if self.is_smallm or head is None or self.model.base_model is self.model:
             return None
         ids = torch.tensor([self.opening * 3], device=self.device)
         whole = self.model(input_ids=ids).logits

@@ -169,7 +169,9 @@ class Continuations:
     def _next_logits(self) -> Tensor:
         """Logits (rows, ids) after the rows under way."""
         if not self.keeps:
-            return self._forward([row.ids for row in self._rows], None, [0] * len(self._rows))
+            seen = getattr(self.causal.model, "seen", list)
+            ids = [seen(row.ids) for row in self._rows]
+            return self._forward(ids, None, [0] * len(ids))
         ids = [row.ids[-1:] for row in self._rows]
         return self._forward(ids, self._cache, [len(row.ids) - 1 for row in self._rows])
 

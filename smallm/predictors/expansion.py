@@ -16,9 +16,18 @@ import torch
 from torch import Tensor
 
 from smallm.errors import SmallmError
-from smallm.next_words import LIMIT, RANKS, check_prompt, rank_at_most
-from smallm.next_words import next_words as search_next_words
+from smallm.next_words import (
+    LIMIT,
+    RANKS,
+    check_k,
+    check_prompt,
+    finding,
+    rank_at_most,
+    searched,
+    side_by_side,
+)
 from smallm.predictors import NextWords
+from smallm.predictors.kept_rows import can_keep
 from smallm.word_search import LONGEST, Expand
 
 
@@ -56,6 +65,17 @@ class Expandable(Protocol):
 @torch.inference_mode()
 def expansion(predictor: Expandable, prompt: str) -> Expand:
     """What a model says after a prompt and prefixes of ids; SmallmError for a bad prompt."""
+    ids = _prompt_ids(predictor, prompt)
+    model = predictor.model
+    if not can_keep(model):
+        return lambda prefixes: _after(model, [[*ids, *each] for each in prefixes])
+    prompt_ids = torch.tensor([ids], device=model.device)
+    kept = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    out = model(prompt_ids, use_cache=True, **kept)
+    return _Cached(model, out.past_key_values, out.logits[:, -1])
+
+
+def _prompt_ids(predictor: Expandable, prompt: str) -> list[int]:
     check_prompt(prompt)
     ids = [*predictor.opening, *predictor.encode(prompt)]
     if predictor.context is not None and len(ids) + LONGEST > predictor.context:
@@ -63,15 +83,7 @@ def expansion(predictor: Expandable, prompt: str) -> Expand:
             f"the prompt has {len(ids)} tokens: {predictor.name} takes at most "
             f"{predictor.context - LONGEST} before a next word"
         )
-    model = predictor.model
-    prompt_ids = torch.tensor([ids], device=model.device)
-    kept = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
-    out = model(prompt_ids, use_cache=True, **kept)
-    first = out.logits[:, -1]
-    cache = out.get("past_key_values")
-    if cache is None:
-        return _Windows(model, ids, first)
-    return _Cached(model, cache, first)
+    return ids
 
 
 @dataclass(frozen=True)
@@ -97,31 +109,64 @@ class _Cached:
         return torch.where(sizes[:, None] == 0, self.first, last).float().log_softmax(-1)
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Expand of a model without a cache: the prompt is read again, masked places before it."""
-
-    model: Any
-    prompt: list[int]
-    first: Tensor
-
-    @torch.inference_mode()
-    def __call__(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        longest = max(map(len, prefixes))
-        before = longest - torch.tensor([[len(each)] for each in prefixes])
-        ids = torch.tensor(
-            [[0] * (longest - len(each)) + self.prompt + list(each) for each in prefixes]
-        )
-        mask = (torch.arange(ids.shape[1]) >= before).long()
-        device = self.first.device
-        logits = self.model(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1).logits
-        return logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
+@torch.inference_mode()
+def _after(model: Any, texts: Sequence[list[int]]) -> Tensor:
+    """Log-probabilities (texts, ids) after texts of ids, by a model that keeps nothing."""
+    seen = getattr(model, "seen", list)
+    rows = [seen(each) for each in texts]
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(each)) + each for each in rows])
+    before = longest - torch.tensor([[len(each)] for each in rows])
+    mask = (torch.arange(longest) >= before).long()
+    device = model.device
+    logits = model(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1).logits
+    return logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def next_words(predictor: Expandable, prompt: str, *, k: int, limit: int = LIMIT) -> NextWords:
     """The k most probable next words of a model; SmallmError for a bad prompt or k."""
     expand = expansion(predictor, prompt)
-    return search_next_words(expand, predictor.token_bytes, predictor.end_ids, k=k, limit=limit)
+    return searched(finding(predictor.token_bytes, predictor.end_ids, k=k, limit=limit), expand)
+
+
+def next_words_side_by_side(
+    predictor: Expandable, asked: Sequence[tuple[str, int]], *, limit: int = LIMIT
+) -> list[NextWords | SmallmError]:
+    """The k most probable next words of each (prompt, k); a bad one has its error.
+
+    A model that keeps nothing of a text looks at all prompts together.
+    """
+    if can_keep(predictor.model):
+        return [_next_words_or_error(predictor, *each, limit=limit) for each in asked]
+    results: dict[int, NextWords | SmallmError] = {}
+    prompts = {}
+    for place, (prompt, k) in enumerate(asked):
+        try:
+            prompts[place] = _prompt_ids(predictor, prompt)
+            check_k(k, predictor.token_bytes)
+        except SmallmError as error:
+            results[place] = error
+
+    def expand(wanted: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> Sequence[Tensor]:
+        texts = [[*prompts[place], *each] for place, prefixes in wanted for each in prefixes]
+        after = _after(predictor.model, texts)
+        return torch.split(after, [len(prefixes) for _, prefixes in wanted])
+
+    searches = {
+        place: finding(predictor.token_bytes, predictor.end_ids, k=asked[place][1], limit=limit)
+        for place in prompts
+    }
+    results |= side_by_side(searches, expand)
+    return [results[place] for place in range(len(asked))]
+
+
+def _next_words_or_error(
+    predictor: Expandable, prompt: str, k: int, *, limit: int
+) -> NextWords | SmallmError:
+    try:
+        return next_words(predictor, prompt, k=k, limit=limit)
+    except SmallmError as error:
+        return error
 
 
 @dataclass(frozen=True)

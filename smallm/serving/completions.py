@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError, error_body
@@ -32,27 +33,46 @@ def completion(
         if delta.logprobs is not None:
             for name, values in delta.logprobs.items():
                 found["logprobs"][name] += values
-    usage = {
+    ordered = [choices[index] for index in sorted(choices)]
+    return {
+        **about,
+        "object": OBJECT,
+        "model": request.model,
+        "choices": ordered,
+        "usage": _usage(prompt_tokens, tokens),
+    }
+
+
+async def streamed(
+    pieces: AsyncGenerator[int | list[Delta], None],
+    request: CompletionRequest,
+    about: Mapping[str, Any],
+    *,
+    prompt_tokens: int,
+) -> AsyncIterator[str]:
+    """Server-sent events, one for each delta, then [DONE]; an error is an event as well."""
+    head = {**about, "object": OBJECT, "model": request.model}
+    tokens = 0
+    try:
+        async with aclosing(pieces):
+            async for deltas in pieces:
+                assert not isinstance(deltas, int)
+                tokens += sum(delta.tokens for delta in deltas)
+                yield "".join(_event({**head, "choices": [_choice(each)]}) for each in deltas)
+    except RequestError as error:
+        yield _event(error_body(str(error), status=error.status, param=error.param))
+        return
+    if request.stream_options is not None and request.stream_options.include_usage:
+        yield _event({**head, "choices": [], "usage": _usage(prompt_tokens, tokens)})
+    yield "data: [DONE]\n\n"
+
+
+def _usage(prompt_tokens: int, tokens: int) -> Json:
+    return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": tokens,
         "total_tokens": prompt_tokens + tokens,
     }
-    ordered = [choices[index] for index in sorted(choices)]
-    return {**about, "object": OBJECT, "model": request.model, "choices": ordered, "usage": usage}
-
-
-async def streamed(
-    deltas: AsyncIterator[Delta], request: CompletionRequest, about: Mapping[str, Any]
-) -> AsyncIterator[str]:
-    """Server-sent events, one for each piece, then [DONE]."""
-    head = {**about, "object": OBJECT, "model": request.model}
-    try:
-        async for delta in deltas:
-            yield _event({**head, "choices": [_choice(delta)]})
-    except RequestError as error:
-        yield _event(error_body(str(error), status=error.status, param=error.param))
-        return
-    yield "data: [DONE]\n\n"
 
 
 def _choice(delta: Delta) -> Json:

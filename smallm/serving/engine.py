@@ -1,62 +1,91 @@
-"""One model as a server asks it: next words, continuations token by token, scores of texts."""
+"""One model as a server asks it: next words, scores, and continuations side by side."""
 
 from __future__ import annotations
 
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from smallm.errors import SmallmError
-from smallm.next_words import check_prompt
-from smallm.predictors import Decoding, Predictor
-from smallm.predictors.causal import Causal, text_decoder
+from smallm.predictors import Decoding, NextWords, Predictor
+from smallm.predictors.causal import Causal
+from smallm.predictors.continuations import Continuations, Row
+from smallm.predictors.expansion import next_words_side_by_side
+from smallm.serving.pieces import Pieces
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 
 SEEDS = 2**62
+TOGETHER = 32
+
+
+@dataclass(eq=False)
+class Answer:
+    """The continuations of one request; what is new of them since they were last looked at."""
+
+    prompt_tokens: int
+    rows: dict[Row, Pieces] = field(default_factory=dict)
+    new: list[Delta] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes."""
+        return all(row.room == 0 for row in self.rows)
+
+    def taken(self) -> list[Delta]:
+        """What is new since the last time."""
+        new, self.new = self.new, []
+        return new
+
+    def give_up(self) -> None:
+        """Ends its continuations: nobody waits for them. Another thread may call it."""
+        for row in self.rows:
+            row.room = 0
 
 
 class Engine:
-    """A predictor behind the requests of the protocol."""
+    """A predictor behind the requests of the protocol. It belongs to one thread."""
 
     def __init__(self, predictor: Predictor, *, temperature: float | None) -> None:
         self.predictor = predictor
         self.temperature = temperature
+        self._under_way = Continuations(predictor) if isinstance(predictor, Causal) else None
+        self._answers: dict[Row, Answer] = {}
 
     def about(self) -> Json:
         """What /v1/models tells."""
         found = self.predictor
-        return {"kind": found.kind, "parameters": found.parameters, "context": found.context}
-
-    def next_words(self, prompt: str, k: int) -> Json:
-        """The k most probable next words with their bounds."""
-        start = time.perf_counter()
-        try:
-            check_prompt(prompt)
-            found = self.predictor.next_words(prompt, k=k)
-        except SmallmError as error:
-            raise RequestError(str(error), param="prompt") from None
         return {
-            "words": [
-                {"word": each.word, "probability": each.probability, "upper": each.upper}
-                for each in found.words
-            ],
-            "end_of_text": found.end_of_text,
-            "residual": found.residual,
-            "certified": found.certified,
-            "milliseconds": 1000 * (time.perf_counter() - start),
+            "kind": found.kind,
+            "parameters": found.parameters,
+            "context": found.context,
+            "temperature": self.temperature,
         }
 
-    def score(self, text: str) -> Json:
+    @property
+    def together(self) -> int:
+        """Prompts whose next words are searched side by side: more only hold up each other."""
+        return TOGETHER if isinstance(self.predictor, Causal) and self.predictor.is_smallm else 1
+
+    def next_words(self, asked: Sequence[tuple[str, int]]) -> list[Json | RequestError]:
+        """The k most probable next words of each (prompt, k), with their bounds."""
+        start = time.perf_counter()
+        found: list[NextWords | SmallmError]
+        if isinstance(self.predictor, Causal):
+            found = next_words_side_by_side(self.predictor, asked)
+        else:
+            found = [_or_error(self.predictor, prompt, k) for prompt, k in asked]
+        milliseconds = 1000 * (time.perf_counter() - start)
+        return [_words(each, milliseconds) for each in found]
+
+    def score(self, text: str) -> Json | RequestError:
         """Log-likelihood and bits per byte of a text."""
         start = time.perf_counter()
         try:
             (found,) = self.predictor.score([text])
         except SmallmError as error:
-            raise RequestError(str(error), param="text") from None
+            return RequestError(str(error), param="text")
         nats, size = float(found.nll.sum()), len(text.encode("utf-8"))
         return {
             "log_likelihood": -nats,
@@ -66,156 +95,93 @@ class Engine:
             "milliseconds": 1000 * (time.perf_counter() - start),
         }
 
-    def complete(
-        self, request: CompletionRequest, prompts: Sequence[Sequence[int]]
-    ) -> Iterator[Delta]:
-        """Yields the continuations of all `opened` prompts, n of each, one after another."""
+    def begin(self, request: CompletionRequest) -> Answer:
+        """Begins to continue all prompts, n times each; RequestError where that cannot be."""
+        causal, under_way = self._causal()
+        temperature = self._temperature_of(request)
+        try:
+            prompts = [causal.opened(prompt) for prompt in request.prompt]
+        except SmallmError as error:
+            raise RequestError(str(error), param="prompt") from None
+        answer = Answer(sum(len(ids) - 1 for ids in prompts))  # without the opening
         first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
-        index = 0
-        for prompt, ids in zip(request.prompt, prompts, strict=True):
-            for number in range(request.n):
-                yield from self._continuation(request, prompt, ids, index, first + number)
-                index += 1
+        for place, (prompt, ids) in enumerate(zip(request.prompt, prompts, strict=True)):
+            decodings = [
+                Decoding(
+                    max_tokens=request.max_tokens,
+                    temperature=temperature,
+                    top_p=request.top_p,
+                    seed=first + number,
+                )
+                for number in range(request.n)
+            ]
+            rows = under_way.add(ids, decodings, room=causal.room(ids))
+            for index, row in enumerate(rows, start=place * request.n):
+                answer.rows[row] = Pieces(causal, request, index)
+                answer.new += answer.rows[row].opened(prompt, ids)
+                self._answers[row] = answer
+        return answer
 
-    def _causal(self) -> Causal:
-        if not isinstance(self.predictor, Causal):
+    def _causal(self) -> tuple[Causal, Continuations]:
+        if self._under_way is None or not isinstance(self.predictor, Causal):
             raise RequestError(
                 f"model {self.predictor.name!r} is a {self.predictor.kind} model: it fills gaps "
                 "and cannot continue a text",
                 param="model",
             )
-        return self.predictor
+        return self.predictor, self._under_way
 
-    def opened(self, request: CompletionRequest) -> list[list[int]]:
-        """The ids of each prompt after an opening; RequestError for what cannot be continued."""
-        causal = self._causal()
-        if request.temperature == "fitted" and self.temperature is None:
+    def _temperature_of(self, request: CompletionRequest) -> float:
+        if request.temperature != "fitted":
+            return request.temperature
+        if self.temperature is None:
             raise RequestError(
-                f"model {causal.name!r} has no fitted temperature", param="temperature"
+                f"model {self.predictor.name!r} has no fitted temperature", param="temperature"
             )
-        try:
-            return [causal.opened(prompt) for prompt in request.prompt]
-        except SmallmError as error:
-            raise RequestError(str(error), param="prompt") from None
+        return self.temperature
 
-    def _continuation(
-        self,
-        request: CompletionRequest,
-        prompt: str,
-        ids: Sequence[int],
-        index: int,
-        seed: int,
-    ) -> Iterator[Delta]:
-        causal = self._causal()
-        told = _LogProbs(causal, request.logprobs)
-        if request.echo:
-            if request.logprobs is not None:
-                told.prompt(ids)
-            yield Delta(index, prompt, told.taken())
-        temperature = request.temperature
-        decoding = Decoding(
-            max_tokens=request.max_tokens,
-            temperature=self.temperature or 1.0 if temperature == "fitted" else temperature,
-            top_p=request.top_p,
-            seed=seed,
-        )
-        decoder, stop = text_decoder(), StopText(request.stop or ())
-        reason, tokens = "stop", 0
-        for step in causal.steps(ids, decoding):
-            tokens += 1
-            told.add(step.chosen, step.logits)
-            text = stop.add(decoder.decode(causal.token_bytes[step.chosen]))
-            if stop.met:
-                yield Delta(index, text, told.taken(), "stop", tokens)
-                return
-            if text:
-                yield Delta(index, text, told.taken(), None, tokens)
-                tokens = 0
-            reason = "length" if step.last else "stop"
-        yield Delta(index, stop.rest(), told.taken(), reason, tokens)
+    @property
+    def busy(self) -> bool:
+        """Whether a continuation is under way."""
+        return self._under_way is not None and self._under_way.busy
+
+    def step(self) -> None:
+        """One more token for every continuation."""
+        _, under_way = self._causal()
+        for row, step in under_way.step():
+            answer = self._answers[row]
+            pieces = answer.rows[row]
+            answer.new += pieces.add(step)
+            if pieces.ended:
+                row.room = 0
+        self._answers = {row: answer for row, answer in self._answers.items() if row.room}
+
+    def give_up(self) -> None:
+        """Ends all continuations."""
+        for answer in self._answers.values():
+            answer.give_up()
+        self._answers = {}
+        if isinstance(self.predictor, Causal):
+            self._under_way = Continuations(self.predictor)
 
 
-class StopText:
-    """Text up to the first of some stop texts; what may begin one waits."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = stops
-        self.met = False
-        self._waiting = ""
-
-    def add(self, text: str) -> str:
-        """Takes in more text; gives what is certainly before every stop."""
-        self._waiting += text
-        places = [place for stop in self.stops if (place := self._waiting.find(stop)) >= 0]
-        if places:
-            self.met = True
-            return self._waiting[: min(places)]
-        held = max((_overlap(self._waiting, stop) for stop in self.stops), default=0)
-        cut = len(self._waiting) - held
-        text, self._waiting = self._waiting[:cut], self._waiting[cut:]
-        return text
-
-    def rest(self) -> str:
-        """What still waits when the text ends."""
-        return self._waiting
+def _or_error(predictor: Predictor, prompt: str, k: int) -> NextWords | SmallmError:
+    try:
+        return predictor.next_words(prompt, k=k)
+    except SmallmError as error:
+        return error
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that begins the stop."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
-
-
-class _LogProbs:
-    """Log-probabilities in the shape of OpenAI's completions; nothing where none were asked for."""
-
-    def __init__(self, causal: Causal, count: int | None) -> None:
-        self.causal = causal
-        self.count = count
-        self.offset = 0
-        self._new()
-
-    def _new(self) -> None:
-        self.tokens: list[str] = []
-        self.values: list[float | None] = []
-        self.tops: list[dict[str, float] | None] = []
-        self.offsets: list[int] = []
-
-    def prompt(self, ids: Sequence[int]) -> None:
-        """The tokens of a prompt after its opening."""
-        for chosen, logits in zip(ids[1:], self.causal.logits_after_each(ids[:-1]), strict=True):
-            self.add(chosen, logits)
-
-    def add(self, chosen: int, logits: Tensor) -> None:
-        """One token and the logits of its place."""
-        if self.count is None:
-            return
-        logprobs = logits.log_softmax(0)
-        best = torch.topk(logprobs, self.count)
-        name = self._name(chosen)
-        self.tokens.append(name)
-        self.values.append(float(logprobs[chosen]))
-        self.tops.append(
-            {
-                self._name(token): value
-                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            }
-        )
-        self.offsets.append(self.offset)
-        self.offset += len(name)
-
-    def _name(self, token: int) -> str:
-        return self.causal.token_bytes[token].decode("utf-8", "replace")
-
-    def taken(self) -> Json | None:
-        """What was added since the last time."""
-        if self.count is None:
-            return None
-        found = {
-            "tokens": self.tokens,
-            "token_logprobs": self.values,
-            "top_logprobs": self.tops,
-            "text_offset": self.offsets,
-        }
-        self._new()
-        return found
+def _words(found: NextWords | SmallmError, milliseconds: float) -> Json | RequestError:
+    if isinstance(found, SmallmError):
+        return RequestError(str(found), param="prompt")
+    return {
+        "words": [
+            {"word": each.word, "probability": each.probability, "upper": each.upper}
+            for each in found.words
+        ],
+        "end_of_text": found.end_of_text,
+        "residual": found.residual,
+        "certified": found.certified,
+        "milliseconds": milliseconds,
+    }

@@ -1,4 +1,4 @@
-"""The engine of a name: the champion of MLflow, a baseline, a folder or a hub id."""
+"""The engine of a name: the champion, another version in MLflow, a baseline, a folder, a hub id."""
 
 from __future__ import annotations
 
@@ -9,22 +9,47 @@ from smallm.baselines import CHAMPION
 from smallm.champion import saved_temperature
 from smallm.errors import SmallmError
 from smallm.evaluation_run import kept_temperature
-from smallm.mlflow_store import fetched_champion
+from smallm.mlflow_store import fetched_version, registered_version
 from smallm.predictors.loading import load_predictor, model_folder
 from smallm.serving.engine import Engine
-from smallm.tracking import local_uri
+from smallm.serving.settings import Resources
+from smallm.tracking import CHAMPION_URI, local_uri
+
+REGISTERED = "models:/"
 
 
-def load_engine(name: str, *, home: Path, threads: int, device: str) -> tuple[Engine, str]:
+def version_of(name: str, home: Path) -> str:
+    """The version that a name means now; nothing for what has none."""
+    if not _is_registered(name):
+        return ""
+    return registered_version(_store(home), _model_uri(name))
+
+
+def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine, str]:
     """The engine with the version it serves; SmallmError for what cannot be loaded."""
-    if name == CHAMPION:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
-        version, folder = fetched_champion(uri, home)
-    else:
-        version, folder = "", model_folder(name, home=home)
-    predictor = load_predictor(str(folder), home=home, threads=threads, device=device)
+    version = version_of(name, home)
+    folder = (
+        fetched_version(_store(home), _model_uri(name), version, home)
+        if version
+        else model_folder(name, home=home)
+    )
+    predictor = load_predictor(
+        str(folder), home=home, threads=resources.threads, device=resources.device
+    )
     predictor.name = name
     return Engine(predictor, temperature=_temperature(name, folder, home)), version
+
+
+def _is_registered(name: str) -> bool:
+    return name == CHAMPION or name.startswith(REGISTERED)
+
+
+def _model_uri(name: str) -> str:
+    return CHAMPION_URI if name == CHAMPION else name
+
+
+def _store(home: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
 
 
 def _temperature(name: str, folder: Path, home: Path) -> float | None:

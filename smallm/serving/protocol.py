@@ -29,6 +29,21 @@ def _remade(message: str, status: int, param: str | None) -> RequestError:
     return RequestError(message, status=status, param=param)
 
 
+class ErrorContent(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class ErrorBody(BaseModel):
+    """An error as OpenAI's clients understand it."""
+
+    error: ErrorContent
+
+
 def error_body(message: str, *, status: int, param: str | None = None) -> Json:
     """An error as OpenAI's clients understand it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
@@ -47,6 +62,13 @@ class Request(BaseModel):
     """A request; a field that does not exist is an error, as is one of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class StreamOptions(Request):
+    """What a stream holds besides its pieces."""
+
+    include_usage: bool = False
+    """Whether its last event tells the numbers of tokens."""
 
 
 class CompletionRequest(Request):
@@ -82,6 +104,8 @@ class CompletionRequest(Request):
     """Whether the prompt comes first in the answer."""
     stream: bool = False
     """Whether the answer comes in pieces, as server-sent events."""
+    stream_options: StreamOptions | None = None
+    """Only with `stream`."""
     user: str | None = None
     """Whom the request is for; not used."""
 

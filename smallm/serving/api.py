@@ -1,0 +1,174 @@
+"""The HTTP interface: routes, errors in OpenAI's shape, the pages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+import smallm
+from smallm.serving import api_page
+from smallm.serving.front import Front
+from smallm.serving.guard import RETRY_AFTER, Guard
+from smallm.serving.page import add_page
+from smallm.serving.protocol import (
+    CompareRequest,
+    CompletionRequest,
+    ErrorBody,
+    Json,
+    NextWordsRequest,
+    RequestError,
+    ScoreRequest,
+    error_body,
+)
+
+T = TypeVar("T")
+
+AGAIN = {429, 503}  # worth trying again
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": says}
+    for status, says in {
+        400: "A field is wrong: the message names it.",
+        401: "The key is missing or wrong.",
+        404: "No such model or path; the message lists the models.",
+        405: "The path takes another method.",
+        408: "The body did not arrive in time.",
+        413: "The body is too large.",
+        421: "Without keys, only this machine is answered.",
+        429: "Too many requests; see Retry-After.",
+        499: "The client went away.",
+        500: "The model failed.",
+        503: "The model is unavailable; see Retry-After.",
+        504: "No answer in time.",
+    }.items()
+}
+
+
+def build_api(front: Front) -> FastAPI:
+    """The application that answers for a front."""
+    api = FastAPI(
+        title="SmaLLM",
+        version=smallm.__version__,
+        description="Small language models beside pretrained ones.",
+        docs_url=None,
+        redoc_url=None,
+        responses=ERRORS,
+    )
+    api.add_exception_handler(RequestError, _told)
+    api.add_exception_handler(RequestValidationError, _invalid)
+    api.add_exception_handler(HTTPException, _http)
+    _add_status(api, front)
+    _add_models(api, front)
+    add_page(api)
+    _add_api_page(api)
+    api.add_middleware(Guard, rules=lambda: front.rules, refused=front.metrics.refused)
+    return api
+
+
+async def _told(_: Request, error: Any) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER)} if error.status in AGAIN else None
+    body = error_body(str(error), status=error.status, param=error.param)
+    return JSONResponse(body, error.status, headers)
+
+
+async def _invalid(_: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    place = ".".join(str(each) for each in first["loc"][1:])
+    message = f"{place}: {first['msg']}" if place else str(first["msg"])
+    return JSONResponse(error_body(message, status=400, param=place or None), 400)
+
+
+async def _http(_: Request, error: Any) -> JSONResponse:
+    body = error_body(str(error.detail), status=error.status_code)
+    return JSONResponse(body, error.status_code, getattr(error, "headers", None))
+
+
+def _add_status(api: FastAPI, front: Front) -> None:
+    @api.get("/healthz")
+    async def healthz() -> Json:
+        """Whether the front is there."""
+        return {"status": "ok"}
+
+    @api.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """Whether at least one model answers."""
+        ready = any(each["available"] for each in (await front.about()).values())
+        status = "ok" if ready else "no model is available"
+        return JSONResponse({"status": status}, 200 if ready else 503)
+
+    @api.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """Requests, latency, tokens and queue of each model, for Prometheus."""
+        body, kind = front.metrics.text()
+        return Response(body, media_type=kind)
+
+
+def _add_models(api: FastAPI, front: Front) -> None:
+    @api.get("/v1/models")
+    async def models() -> Json:
+        """The models, also those that are unavailable, with the reason."""
+        return await front.list_models()
+
+    @api.post("/v1/completions")
+    async def completions(asked: CompletionRequest, request: Request) -> Any:
+        """Continue prompts, as OpenAI's clients ask for it."""
+        made = await _while_there(request, front.completions(asked))
+        if isinstance(made, dict):
+            return JSONResponse(made)
+        return StreamingResponse(made, media_type="text/event-stream")
+
+    @api.post("/v1/next-words")
+    async def next_words(asked: NextWordsRequest, request: Request) -> JSONResponse:
+        """The most probable next words by each model, with bounds."""
+        return JSONResponse(await _while_there(request, front.next_words(asked)))
+
+    @api.post("/v1/score")
+    async def score(asked: ScoreRequest, request: Request) -> JSONResponse:
+        """How probable a text is by each model."""
+        return JSONResponse(await _while_there(request, front.score(asked)))
+
+    @api.post("/v1/compare")
+    async def compare(asked: CompareRequest, request: Request) -> JSONResponse:
+        """The same prompt to several models at once: next words and a continuation of each."""
+        return JSONResponse(await _while_there(request, front.compare(asked)))
+
+    @api.post("/v1/reload")
+    async def reload() -> Json:
+        """Have each model look for a newer version; requests go on meanwhile."""
+        return await front.reload()
+
+
+def _add_api_page(api: FastAPI) -> None:
+    def route(path: str) -> Callable[[], Response]:
+        def read() -> Response:
+            content, headers = api_page.api_file(path)
+            return Response(content, headers=headers)
+
+        return read
+
+    for path in sorted(api_page.PATHS):
+        api.add_api_route(path, route(path), include_in_schema=False)
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives; it is cancelled when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestError("the client went away", status=499)
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,257 @@
+"""What the routes do: asks one model or several, in time, and counts what is asked of each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Protocol, TypeVar
+
+from smallm.serving.completions import completion, streamed
+from smallm.serving.keys import Keys
+from smallm.serving.metrics import Metrics
+from smallm.serving.protocol import (
+    CompareRequest,
+    CompletionRequest,
+    Delta,
+    Json,
+    NextWordsRequest,
+    RequestError,
+    ScoreRequest,
+    check_at_most,
+    error_body,
+    unknown_model,
+)
+from smallm.serving.settings import ServeSettings
+from smallm.serving.together import UNDER_WAY, Answers, Together
+
+T = TypeVar("T")
+
+COMPLETIONS, NEXT_WORDS, SCORE = "/v1/completions", "/v1/next-words", "/v1/score"
+
+
+Pieces = AsyncGenerator[int | list[Delta], None]
+
+
+class Served(Protocol):
+    """A model, wherever it runs. What goes wrong is a RequestError."""
+
+    async def about(self) -> Json:
+        """What /v1/models tells of it."""
+
+    async def next_words(self, asked: list[tuple[str, int]]) -> Answers:
+        """See Engine."""
+
+    async def score(self, texts: list[str]) -> Answers:
+        """See Engine."""
+
+    async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
+        """The number of prompt tokens, and all of the continuations."""
+
+    def complete(self, request: CompletionRequest) -> Pieces:
+        """The number of prompt tokens, then what is new of the continuations."""
+
+    async def reload(self) -> Json:
+        """Looks for a newer version."""
+
+
+class Front:
+    """Knows the models by name."""
+
+    def __init__(
+        self, settings: ServeSettings, models: Mapping[str, Served], keys: Keys | None
+    ) -> None:
+        self.settings = settings
+        self.models = models
+        self.metrics = Metrics(models)
+        self.rules = settings.rules(keys)
+        self.started = int(time.time())
+        self._waiting = dict.fromkeys(models, 0)
+        under_way = {
+            name: UNDER_WAY * max(settings.of(name).replicas, settings.of(name).most_replicas or 1)
+            for name in models
+        }
+        self._next_words = {
+            name: Together(model.next_words, under_way=under_way[name])
+            for name, model in models.items()
+        }
+        self._score = {
+            name: Together(model.score, under_way=under_way[name]) for name, model in models.items()
+        }
+
+    async def about(self) -> dict[str, Json]:
+        """What is told of each model, also of those that are unavailable."""
+
+        async def one(model: Served) -> Json:
+            try:
+                return await self._in_time(model.about())
+            except RequestError as error:
+                return {"available": False, "reason": str(error)}
+
+        answers = await asyncio.gather(*map(one, self.models.values()))
+        return dict(zip(self.models, answers, strict=True))
+
+    async def list_models(self) -> Json:
+        """The models in OpenAI's shape."""
+        data = [
+            {"id": name, "object": "model", "created": self.started, "owned_by": "smallm", **about}
+            for name, about in (await self.about()).items()
+        ]
+        return {"object": "list", "data": data}
+
+    async def next_words(self, request: NextWordsRequest) -> Json:
+        """The most probable next words by each model."""
+        check_at_most("k", request.k, self.settings.most_words)
+        self._check_length("prompt", request.prompt)
+        return await self._all(
+            request.models, lambda name: self._words_of(name, request.prompt, request.k)
+        )
+
+    async def score(self, request: ScoreRequest) -> Json:
+        """How probable a text is by each model."""
+        self._check_length("text", request.text)
+
+        async def one(name: str) -> Json:
+            with self._asked(name, SCORE):
+                found = await self._in_time(self._score[name](request.text))
+                self.metrics.tokens(name, prompt=found["tokens"])
+                return found
+
+        return await self._all(request.models, one)
+
+    async def compare(self, request: CompareRequest) -> Json:
+        """The same prompt to several models at once: next words and a continuation of each."""
+        check_at_most("k", request.k, self.settings.most_words)
+        check_at_most("max_tokens", request.max_tokens, self.settings.most_tokens)
+        self._check_length("prompt", request.prompt)
+
+        async def one(name: str) -> Json:
+            words, continuation = await asyncio.gather(
+                _or_error(self._words_of(name, request.prompt, request.k)),
+                _or_error(self._continuation(name, request)),
+            )
+            return {"next_words": words, "continuation": continuation}
+
+        return await self._all(request.models or list(self.models), one)
+
+    async def _words_of(self, name: str, prompt: str, k: int) -> Json:
+        with self._asked(name, NEXT_WORDS):
+            return await self._in_time(self._next_words[name]((prompt, k)))
+
+    async def _continuation(self, name: str, request: CompareRequest) -> Json:
+        start = time.perf_counter()
+        asked = CompletionRequest(
+            model=name,
+            prompt=[request.prompt],
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        made = await self._completed(asked)
+        (choice,) = made["choices"]
+        return {
+            "text": choice["text"],
+            "tokens": made["usage"]["completion_tokens"],
+            "milliseconds": 1000 * (time.perf_counter() - start),
+        }
+
+    async def completions(self, request: CompletionRequest) -> Json | AsyncIterator[str]:
+        """The whole answer, or its events; what is wrong with a request is raised before them."""
+        most = self.settings
+        self._check_known(request.model)
+        check_at_most("max_tokens", request.max_tokens, most.most_tokens)
+        count = request.n * len(request.prompt)
+        check_at_most("n times the number of prompts", count, most.most_continuations)
+        for prompt in request.prompt:
+            self._check_length("prompt", prompt)
+        if not request.stream:
+            return await self._completed(request)
+        pieces = self._pieces(request)
+        prompt_tokens = await anext(pieces)
+        assert isinstance(prompt_tokens, int)
+        return streamed(pieces, request, _identity(), prompt_tokens=prompt_tokens)
+
+    async def _completed(self, request: CompletionRequest) -> Json:
+        with self._asked(request.model, COMPLETIONS):
+            asked = self.models[request.model].completed(request)
+            prompt_tokens, deltas = await self._in_time(asked)
+            self._count_tokens(request.model, prompt_tokens, deltas)
+            return completion(deltas, request, _identity(), prompt_tokens=prompt_tokens)
+
+    async def _pieces(self, request: CompletionRequest) -> Pieces:
+        """The number of prompt tokens, then what is new of the continuations."""
+        end = time.monotonic() + self.settings.request_timeout
+        with self._asked(request.model, COMPLETIONS):
+            async with aclosing(self.models[request.model].complete(request)) as pieces:
+                while (piece := await self._in_time(anext(pieces, None), end)) is not None:
+                    new = (piece, []) if isinstance(piece, int) else (0, piece)
+                    self._count_tokens(request.model, *new)
+                    yield piece
+
+    def _count_tokens(self, name: str, prompt_tokens: int, deltas: list[Delta]) -> None:
+        tokens = sum(delta.tokens for delta in deltas)
+        self.metrics.tokens(name, prompt=prompt_tokens, completion=tokens)
+
+    async def reload(self) -> Json:
+        """Has each model look for a newer version."""
+        names = list(self.models)
+        answers = await asyncio.gather(
+            *(_or_error(self._in_time(self.models[name].reload())) for name in names)
+        )
+        return {"models": dict(zip(names, answers, strict=True))}
+
+    async def _all(self, names: list[str] | None, ask: Callable[[str], Awaitable[Json]]) -> Json:
+        """The answers of several models; one that fails gives its error beside the others."""
+        chosen = names or [n for n, about in (await self.about()).items() if about["available"]]
+        for name in chosen:
+            self._check_known(name)
+        if len(chosen) == 1:
+            return {"models": {chosen[0]: await ask(chosen[0])}}
+        answers = await asyncio.gather(*(_or_error(ask(name)) for name in chosen))
+        return {"models": dict(zip(chosen, answers, strict=True))}
+
+    @contextmanager
+    def _asked(self, name: str, route: str) -> Iterator[None]:
+        """Counts a request of a model; RequestError where too many wait already."""
+        with self.metrics.asked(name, route):
+            if self._waiting[name] >= self.settings.most_waiting:
+                raise RequestError(f"too many requests wait for {name!r}; try again", status=429)
+            self._waiting[name] += 1
+            try:
+                yield
+            finally:
+                self._waiting[name] -= 1
+
+    def _check_known(self, name: str) -> None:
+        if name not in self.models:
+            raise unknown_model(name, list(self.models))
+
+    def _check_length(self, field: str, text: str) -> None:
+        if len(text) > (most := self.settings.most_characters):
+            raise RequestError(
+                f"{field} has {len(text)} characters: this server allows at most {most}",
+                param=field,
+            )
+
+    async def _in_time(self, answer: Awaitable[T], end: float | None = None) -> T:
+        """What is awaited, by a moment, else within the timeout."""
+        most = self.settings.request_timeout
+        left = most if end is None else end - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                return await answer
+        except TimeoutError:
+            raise RequestError(f"no answer within {most:g} s", status=504) from None
+
+
+async def _or_error(answer: Awaitable[Json]) -> Json:
+    try:
+        return await answer
+    except RequestError as error:
+        return error_body(str(error), status=error.status, param=error.param)
+
+
+def _identity() -> Json:
+    return {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time())}

@@ -1,0 +1,141 @@
+"""One continuation as a client sees it: text in whole characters, stop texts, probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smallm.predictors.causal import Causal, text_decoder
+from smallm.predictors.continuations import Step
+from smallm.serving.protocol import CompletionRequest, Delta, Json
+
+
+class Pieces:
+    """Makes deltas of the steps of one continuation."""
+
+    def __init__(self, causal: Causal, request: CompletionRequest, index: int) -> None:
+        self.causal = causal
+        self.index = index
+        self.ended = False
+        self._echo = request.echo
+        self._told = _LogProbs(causal, request.logprobs)
+        self._decoder, self._stop = text_decoder(), StopText(request.stop or ())
+        self._tokens = 0  # since the last delta
+
+    def opened(self, prompt: str, ids: Sequence[int]) -> list[Delta]:
+        """The prompt itself, where it was asked for."""
+        if not self._echo:
+            return []
+        self._told.prompt(ids)
+        return [Delta(self.index, prompt, self._told.taken())]
+
+    def add(self, step: Step | None) -> list[Delta]:
+        """What a step adds; None ends the text."""
+        if step is None:
+            return [self._last(self._stop.rest(), "stop")]
+        self._tokens += 1
+        self._told.add(step.chosen, step.logits)
+        text = self._stop.add(self._decoder.decode(self.causal.token_bytes[step.chosen]))
+        if self._stop.met:
+            return [self._last(text, "stop")]
+        if step.last:
+            return [self._last(text + self._stop.rest(), "length")]
+        return [self._delta(text, None)] if text else []
+
+    def _last(self, text: str, reason: str) -> Delta:
+        self.ended = True
+        return self._delta(text, reason)
+
+    def _delta(self, text: str, reason: str | None) -> Delta:
+        tokens, self._tokens = self._tokens, 0
+        return Delta(self.index, text, self._told.taken(), reason, tokens)
+
+
+class StopText:
+    """Text up to the first of some stop texts; what may begin one waits."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = stops
+        self.met = False
+        self._waiting = ""
+
+    def add(self, text: str) -> str:
+        """Takes in more text; gives what is certainly before every stop."""
+        self._waiting += text
+        places = [place for stop in self.stops if (place := self._waiting.find(stop)) >= 0]
+        if places:
+            self.met = True
+            return self._waiting[: min(places)]
+        held = max((_overlap(self._waiting, stop) for stop in self.stops), default=0)
+        cut = len(self._waiting) - held
+        text, self._waiting = self._waiting[:cut], self._waiting[cut:]
+        return text
+
+    def rest(self) -> str:
+        """What still waits when the text ends."""
+        return self._waiting
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that begins the stop."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+class _LogProbs:
+    """Log-probabilities in the shape of OpenAI's completions; nothing where none were asked for."""
+
+    def __init__(self, causal: Causal, count: int | None) -> None:
+        self.causal = causal
+        self.count = count
+        self.offset = 0
+        self._new()
+
+    def _new(self) -> None:
+        self.tokens: list[str] = []
+        self.values: list[float | None] = []
+        self.tops: list[dict[str, float] | None] = []
+        self.offsets: list[int] = []
+
+    def prompt(self, ids: Sequence[int]) -> None:
+        """The tokens of a prompt after its opening."""
+        if self.count is None:
+            return
+        for chosen, logits in zip(ids[1:], self.causal.logits_after_each(ids[:-1]), strict=True):
+            self.add(chosen, logits)
+
+    def add(self, chosen: int, logits: Tensor) -> None:
+        """One token and the logits of its place."""
+        if self.count is None:
+            return
+        logprobs = logits.log_softmax(0)
+        best = torch.topk(logprobs, self.count)
+        name = self._name(chosen)
+        self.tokens.append(name)
+        self.values.append(float(logprobs[chosen]))
+        self.tops.append(
+            {
+                self._name(token): value
+                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            }
+        )
+        self.offsets.append(self.offset)
+        self.offset += len(name)
+
+    def _name(self, token: int) -> str:
+        return self.causal.token_bytes[token].decode("utf-8", "replace")
+
+    def taken(self) -> Json | None:
+        """What was added since the last time."""
+        if self.count is None:
+            return None
+        found = {
+            "tokens": self.tokens,
+            "token_logprobs": self.values,
+            "top_logprobs": self.tops,
+            "text_offset": self.offsets,
+        }
+        self._new()
+        return found

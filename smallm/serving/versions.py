@@ -1,0 +1,112 @@
+"""A model that is served, whichever version is current: a new one drops no request of the old."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from smallm.errors import SmallmError, in_one_line
+from smallm.serving.engine import Engine
+from smallm.serving.loading import load_engine, version_of
+from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
+from smallm.serving.settings import Resources
+from smallm.serving.together import Answers
+from smallm.serving.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Versions:
+    """The current worker of a name; where there is none, the reason."""
+
+    def __init__(self, name: str, resources: Resources, *, home: Path) -> None:
+        self.name = name
+        self.resources = resources
+        self.home = home
+        self.version = ""
+        self.trouble = ""
+        self._worker: Worker | None = None
+        self._reloading = asyncio.Lock()
+        try:
+            self._take(*self._loaded())
+        except SmallmError as error:  # the others are served without it
+            self.trouble = str(error)
+
+    def about(self) -> Json:
+        """What is told of the model."""
+        if self._worker is None:
+            return {"available": False, "reason": self.trouble}
+        return {"available": True, "version": self.version, **self._worker.engine.about()}
+
+    async def poll(self, seconds: float) -> None:
+        """Looks for a newer version every so many seconds."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.reload()
+            except RequestError as error:
+                log.warning("%s goes on as it is: %s", self.name, error)
+
+    async def reload(self) -> Json:
+        """Loads a newer version, if there is one, while the current one answers."""
+        async with self._reloading:
+            try:
+                version = await asyncio.to_thread(version_of, self.name, self.home)
+                changed = self._worker is None or version != self.version
+                if changed:
+                    self._take(*await asyncio.to_thread(self._loaded))
+            except SmallmError as error:
+                if self._worker is None:
+                    self.trouble = str(error)
+                raise RequestError(str(error), status=503) from None
+        return {"version": self.version, "changed": changed}
+
+    def _loaded(self) -> tuple[Engine, str]:
+        try:
+            return load_engine(self.name, self.resources, home=self.home)
+        except RuntimeError as error:  # torch's word for a device or memory that is not there
+            raise SmallmError(in_one_line(error)) from None
+
+    def _take(self, engine: Engine, version: str) -> None:
+        before, self._worker, self.version = self._worker, Worker(engine), version
+        if before is not None:
+            before.finish()
+
+    def _current(self) -> Worker:
+        if self._worker is None:
+            raise RequestError(f"model {self.name!r} is unavailable: {self.trouble}", status=503)
+        return self._worker
+
+    async def next_words(self, asked: list[tuple[str, int]]) -> Answers:
+        """See Engine."""
+        worker = self._current()
+        size = worker.engine.together
+        parts = [asked[start : start + size] for start in range(0, len(asked), size)]
+        answers = await asyncio.gather(
+            *(worker.do(lambda part=part: worker.engine.next_words(part)) for part in parts)  # type: ignore[misc]
+        )
+        return [answer for part in answers for answer in part]
+
+    async def score(self, texts: list[str]) -> Answers:
+        """See Engine."""
+        worker = self._current()
+        answers = await asyncio.gather(
+            *(worker.do(lambda text=text: worker.engine.score(text)) for text in texts)  # type: ignore[misc]
+        )
+        return list(answers)
+
+    async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
+        """The number of prompt tokens, and all of the continuations."""
+        prompt_tokens, deltas = 0, []
+        async for piece in self.complete(request):
+            if isinstance(piece, int):
+                prompt_tokens = piece
+            else:
+                deltas += piece
+        return prompt_tokens, deltas
+
+    def complete(self, request: CompletionRequest) -> AsyncGenerator[int | list[Delta], None]:
+        """The number of prompt tokens, then what is new of the continuations."""
+        return self._current().complete(request)

@@ -1,0 +1,115 @@
+"""The thread that does a model's work, so that its process goes on listening.
+
+It gives every continuation under way one more token, then does one of the other jobs that wait, and
+so on: neither long texts nor many questions hold up the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+from smallm.serving.engine import Answer, Engine
+from smallm.serving.protocol import CompletionRequest, Delta
+
+T = TypeVar("T")
+News = list[Delta] | Exception
+
+
+class Worker:
+    """An engine in a thread of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._listeners: dict[Answer, Callable[[News], object]] = {}
+        threading.Thread(target=self._run, name="model", daemon=True).start()
+
+    async def do(self, work: Callable[[], T]) -> T:
+        """What a function gives that is called in the thread, in its turn."""
+        future: Future[T] = Future()
+        self._jobs.put(partial(_fulfil, future, work))
+        return await asyncio.wrap_future(future)
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[int | list[Delta], None]:
+        """The number of prompt tokens, then what is new of the continuations, until they end."""
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Queue[News] = asyncio.Queue()
+
+        def listen(news: News) -> None:
+            loop.call_soon_threadsafe(heard.put_nowait, news)
+
+        answer = await self.do(partial(self._begin, request, listen))
+        try:
+            yield answer.prompt_tokens
+            left = len(answer.rows)
+            while left:
+                deltas = await _all_in(heard)
+                left -= sum(delta.finish_reason is not None for delta in deltas)
+                yield deltas
+        finally:
+            answer.give_up()
+
+    def finish(self) -> None:
+        """Ends the thread once all that was asked for is done."""
+        self._jobs.put(None)
+
+    def _begin(self, request: CompletionRequest, listen: Callable[[News], object]) -> Answer:
+        answer = self.engine.begin(request)
+        self._listeners[answer] = listen
+        return answer
+
+    def _run(self) -> None:
+        ending = False
+        while self.engine.busy or not ending:
+            try:
+                job = self._jobs.get(block=not self.engine.busy)
+            except queue.Empty:
+                job = None
+            else:
+                ending |= job is None
+            if job is not None:
+                job()
+            if self.engine.busy:
+                self._step()
+
+    def _step(self) -> None:
+        try:
+            self.engine.step()
+        except Exception as error:  # whatever a model fails by, all whom it concerns are told
+            self.engine.give_up()
+            for listen in self._listeners.values():
+                listen(error)
+            self._listeners.clear()
+            return
+        for answer, listen in list(self._listeners.items()):
+            if new := answer.taken():
+                listen(new)
+            if answer.ended:
+                del self._listeners[answer]
+
+
+def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(work())
+        except Exception as error:  # it is raised where the result is awaited
+            future.set_exception(error)
+
+
+async def _all_in(heard: asyncio.Queue[News]) -> list[Delta]:
+    """All that was heard since, at least something."""
+    news = [await heard.get()]
+    while not heard.empty():
+        news.append(heard.get_nowait())
+    found: list[Delta] = []
+    for each in news:
+        if isinstance(each, Exception):
+            raise each
+        found += each
+    return found

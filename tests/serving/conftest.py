@@ -1,0 +1,61 @@
+"""One real server for the tests of this folder."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+import ray
+from ray import serve
+from tiny_models import albert, gpt2
+
+from serve.app import build
+
+
+@pytest.fixture(scope="package")
+def served(tmp_path_factory):
+    """A causal, a masked and a missing model behind one front; gives its address."""
+    folder = tmp_path_factory.mktemp("served")
+    for name, parts in (("gpt2", gpt2(context=128)), ("albert", albert())):
+        for part in parts:
+            part.save_pretrained(folder / name)
+    (folder / "empty").mkdir()
+    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
+        patch.setenv("SMALLM_HOME", str(folder / "home"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            names = ",".join(str(folder / name) for name in ("gpt2", "albert", "empty"))
+            serve.run(build({"models": names}), route_prefix="/")
+            yield Served(f"http://127.0.0.1:{port}", folder)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+class Served:
+    def __init__(self, address, folder):
+        self.address = address
+        self.folder = folder
+        self.gpt2, self.albert, self.empty = (
+            str(folder / name) for name in ("gpt2", "albert", "empty")
+        )
+        self.client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+
+    def ask(self, path, body=None):
+        """Status and JSON of a request."""
+        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
+        data = data.encode() if isinstance(data, str) else data
+        request = urllib.request.Request(self.address + path, data)
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
