@@ -94,8 +94,8 @@ def report(found: dict[str, tuple[float, float]]) -> int:
     return int(min(ratios.values()) < 1)
 
 
-def trained(folder: Path, threads: int) -> tuple[Causal, list[str]]:
-    """A SmaLLM of the default shape, and prompts of held-out text."""
+def trained(folder: Path, threads: int, count: int = 20) -> tuple[Causal, list[str]]:
+    """A SmaLLM of the default shape, and different prompts of held-out text."""
     tokens = tokenized(folder)
     selection, _ = tokens.tape.heldout([0.9])
     settings = Settings().replace(
@@ -105,7 +105,7 @@ def trained(folder: Path, threads: int) -> tuple[Causal, list[str]]:
     list(training)
     model = wrap(training.trained(42), settings.model, tokens.tokenizer)
     texts = [tokens.tape.text(number) for number in range(selection.first, selection.last)]
-    prompts = [context for context, _ in word_positions(texts, 20)]
+    prompts = [context for context, _ in word_positions(texts, count)]
     return Causal("smallm", model, tokens.tokenizer.huggingface()), prompts
 
 

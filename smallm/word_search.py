@@ -24,7 +24,6 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +41,7 @@ EXACT = 1e-9
 """Probabilities nearer than this count as equal: it is below the precision of the models."""
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
 FIRST_SHARE = 32  # continuations that become prefixes at first; then twice as many, and so on
-SORTED = 256  # heaviest continuations that are sorted at once; the others when they are needed
+REMEMBERED = 100_000  # ends of words whose ids are kept
 
 
 class Lexicon:
@@ -59,6 +58,7 @@ class Lexicon:
         self.opens = np.zeros(size, dtype=bool)  # with white space
         self.closes = np.zeros(size, dtype=bool)  # its head: white space follows inside
         self.by_head: dict[bytes, list[int]] = {}
+        self._beginning: dict[bytes, NDArray[np.int64]] = {}
         for number, content in enumerate(token_bytes):
             text = content.lstrip(WHITE_SPACE)
             head = text.split(None, 1)[0] if text else b""
@@ -81,10 +81,15 @@ class Lexicon:
         }
         return int(max((chain for _, chain in _along(counts)), default=0))
 
-    def beginning(self, text: bytes) -> Iterator[int]:
+    def beginning(self, text: bytes) -> NDArray[np.int64]:
         """Ids with which a text may begin, white space before it included."""
-        for end in range(len(text) + 1):
-            yield from self.by_head.get(text[:end], ())
+        found = self._beginning.get(text)
+        if found is None:
+            heads = (self.by_head.get(text[:end], ()) for end in range(len(text) + 1))
+            found = np.array([number for ids in heads for number in ids], dtype=np.int64)
+            if len(self._beginning) < REMEMBERED:
+                self._beginning[text] = found
+        return found
 
 
 @lru_cache(maxsize=8)
@@ -127,34 +132,41 @@ class Rest:
     mass: float
     masses: NDArray[np.float32]
     """Of each id; 0 for those that do not continue the prefix or were taken out."""
-    order: NDArray[np.int64]
-    """Ids, the heaviest first: perhaps not all of them."""
+    top: float
+    """The largest of them, while nothing was taken out."""
     chain: int
     """The most ids that can lead to one word."""
     share: int
     """How many become prefixes next time."""
-    place: int = 0
-    """In the order: all before are taken out."""
     opened: set[bytes] = field(default_factory=set)
 
     def heaviest(self) -> float:
         """The largest mass that is left."""
-        while True:
-            while self.place < len(self.order):
-                if (found := float(self.masses[self.order[self.place]])) > 0:
-                    return found
-                self.place += 1
-            left = np.flatnonzero(self.masses)
-            if not len(left):
-                self.mass = 0.0
-                return 0.0
-            self.order = left[np.argsort(-self.masses[left], kind="stable")]
-            self.place = 0
+        if self.top < 0:
+            self.top = float(self.masses.max())
+        return self.top
 
     @property
     def bound(self) -> float:
         """The most that one word can gain from it."""
         return min(self.mass, self.chain * self.heaviest())
+
+    def next_share(self) -> NDArray[np.int64]:
+        """The heaviest ids that are left; twice as many the next time."""
+        share, self.share = self.share, 2 * self.share
+        if share >= len(self.masses):
+            return np.flatnonzero(self.masses)
+        ids = np.argpartition(self.masses, -share)[-share:]
+        return ids[np.argsort(-self.masses[ids], kind="stable")]
+
+    def take_out(self, ids: NDArray[np.int64]) -> tuple[list[int], list[float]]:
+        """Those of some ids that are left, with their masses, which are its own no more."""
+        ids = ids[self.masses[ids] > 0]
+        masses = self.masses[ids]
+        self.masses[ids] = 0
+        self.mass = max(self.mass - float(masses.sum(dtype=np.float64)), 0.0)
+        self.top = -1.0
+        return ids.tolist(), masses.tolist()
 
 
 class Search:
@@ -190,25 +202,36 @@ class Search:
         return [item for place in places for item in self.frontier.get(place, ())]
 
     def useful(self, unseen: set[bytes], words: set[bytes]) -> list[Prefix | Rest]:
-        """What bears on unseen words at some texts, and on words whose `upper` was asked for.
+        """What bears on unseen words at some texts, and on some words.
 
-        No rest bears on the latter: all that leads to them is out of it.
+        No rest bears on the latter: all that leads to them is taken out of it.
         """
+        for word in words:
+            self.open(word)
         items = self.at(unseen)
         known = set(map(id, items))
         prefixes = (item for item in self.at(words) if isinstance(item, Prefix))
         return items + [item for item in prefixes if id(item) not in known]
 
     def upper(self, word: bytes) -> float:
-        """The most that a word's probability can be: what leads to it becomes prefixes."""
+        """The most that a word's probability can be."""
+        gain = self.words.get(word, 0.0)
+        for end in range(len(word) + 1):
+            for item in self.frontier.get(word[:end], ()):
+                if isinstance(item, Prefix):
+                    gain += item.mass
+                elif word not in item.opened:  # else what leads to the word is out of it
+                    ids = self.lexicon.beginning(word[end:])
+                    gain += float(item.masses[ids].sum(dtype=np.float64))
+        return gain
+
+    def open(self, word: bytes) -> None:
+        """Makes what leads to a word prefixes of their own, so that they can be looked at."""
         for end in range(len(word) + 1):
             for item in list(self.frontier.get(word[:end], ())):
                 if isinstance(item, Rest) and word not in item.opened:
                     item.opened.add(word)
-                    self._take(item, list(self.lexicon.beginning(word[end:])))
-        places = (self.frontier.get(word[:end], ()) for end in range(len(word) + 1))
-        gain = sum(item.mass for items in places for item in items if isinstance(item, Prefix))
-        return self.words.get(word, 0.0) + gain
+                    self._take(item, self.lexicon.beginning(word[end:]))
 
     def begin(self) -> Looks[None]:
         """Looks at the empty prefix."""
@@ -227,22 +250,15 @@ class Search:
         prefixes = [item for _, item in heaviest if isinstance(item, Prefix)]
         rests = [item for _, item in heaviest if isinstance(item, Rest)]
         for rest in rests:
-            rest.heaviest()  # moves to the first that is left
-            self._take(rest, rest.order[rest.place : rest.place + rest.share].tolist())
-            rest.share *= 2
+            self._take(rest, rest.next_share())
         if prefixes := prefixes[:room]:
             self._look_at(prefixes, (yield prefixes))
         return bool(heaviest)
 
-    def _take(self, rest: Rest, ids: Iterable[int]) -> None:
+    def _take(self, rest: Rest, ids: NDArray[np.int64]) -> None:
         """Makes some continuations prefixes of their own; a finished word gets its mass."""
         heads, closes = self.lexicon.heads, self.lexicon.closes
-        for number in ids:
-            mass = float(rest.masses[number])
-            if mass == 0:
-                continue
-            rest.masses[number] = 0
-            rest.mass = max(rest.mass - mass, 0.0)
+        for number, mass in zip(*rest.take_out(ids), strict=True):
             text = rest.text + heads[number]
             self.taken += 1
             if closes[number]:
@@ -270,27 +286,33 @@ class Search:
         self.looked_at += len(prefixes)
         lexicon = self.lexicon
         masses = np.asarray(after.detach().cpu().double().softmax(1).numpy())
-        for row, prefix in zip(masses, prefixes, strict=True):
-            if not prefix.ids:
-                row[~lexicon.begins] = 0
-                if not row.sum() > 0:
-                    raise SmallmError("the model lets no word begin after this prompt")
-                row /= row.sum()
-            else:
+        if not prefixes[0].ids:
+            masses[:, ~lexicon.begins] = 0
+            if not masses.sum() > 0:
+                raise SmallmError("the model lets no word begin after this prompt")
+            masses /= masses.sum()
+        masses *= np.array([[each.mass] for each in prefixes])
+        ended = np.where(
+            [bool(each.text) for each in prefixes],
+            masses @ lexicon.begins,
+            masses @ lexicon.ends,
+        )
+        for row, prefix, mass in zip(masses, prefixes, ended.tolist(), strict=True):
+            if prefix.ids:
                 self._leave(prefix)
-            row *= prefix.mass
-            ending = lexicon.begins if prefix.text else lexicon.ends
-            ended = float(row[ending].sum())
             if prefix.text:
-                self._credit(prefix.text, ended)
+                self._credit(prefix.text, mass)
             else:
-                self.end_of_text += ended
-            row[ending] = 0
-        left = masses.astype(np.float32)
-        count = min(SORTED, left.shape[1])
-        order = torch.from_numpy(left).topk(count, dim=1).indices.numpy()
-        for row, heaviest, prefix in zip(left, order, prefixes, strict=True):
-            if mass := float(row.sum(dtype=np.float64)):
+                self.end_of_text += mass
+            row[lexicon.begins if prefix.text else lexicon.ends] = 0
+        self._keep(prefixes, masses.astype(np.float32))
+
+    def _keep(self, prefixes: Sequence[Prefix], masses: NDArray[np.float32]) -> None:
+        """Keeps what may follow prefixes: (prefixes, ids)."""
+        lexicon = self.lexicon
+        totals, tops = masses.sum(1, dtype=np.float64).tolist(), masses.max(1).tolist()
+        for row, prefix, total, top in zip(masses, prefixes, totals, tops, strict=True):
+            if total:
                 chain = 0 if not prefix.ids else lexicon.longest_inner
                 chain += 0 if prefix.text else lexicon.longest_opening
-                self._wait(Rest(prefix.ids, prefix.text, mass, row, heaviest, chain, FIRST_SHARE))
+                self._wait(Rest(prefix.ids, prefix.text, total, row, top, chain, FIRST_SHARE))

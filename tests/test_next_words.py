@@ -91,7 +91,6 @@ def _small_shares():
     """Small models have few ids: one becomes a prefix at first, so that rests stay."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(word_search, "FIRST_SHARE", 1)
-        patch.setattr(word_search, "SORTED", 2)
         yield
 
 

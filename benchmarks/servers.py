@@ -1,0 +1,94 @@
+"""The servers that benchmarks.serving compares: `python -m benchmarks.servers KIND ...`.
+
+All answer POST /v1/next-words with the words of one model. Each runs in a process of its own, so
+that it has the machine to itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PATH = "/v1/next-words"
+
+
+def smallm_server(options: argparse.Namespace) -> None:
+    """SmaLLM's own; HAProxy before it where the environment says so."""
+    import ray
+    from ray import serve
+
+    from serve.app import build
+
+    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": options.port})
+    settings = {"models": str(options.model), "replicas": options.workers}
+    serve.run(build({**settings, "threads": options.threads, "most_running_per_key": 512}))
+    while True:
+        time.sleep(60)
+
+
+def litserve_server(options: argparse.Namespace) -> None:
+    """LitServe with its dynamic batching."""
+    import litserve
+
+    from benchmarks.litserve_words import Words
+
+    server = litserve.LitServer(
+        Words(options), accelerator="cpu", workers_per_device=options.workers
+    )
+    server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="error")
+
+
+def bare_server(options: argparse.Namespace) -> None:
+    """FastAPI on uvicorn, which calls the model in its own process, one request after another."""
+    import uvicorn
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+    words = words_of(options)
+    api = FastAPI()
+
+    class Asked(BaseModel):
+        prompt: str
+        k: int
+
+    async def next_words(asked: Asked) -> Any:
+        return words(asked.prompt, asked.k)
+
+    next_words.__annotations__["asked"] = Asked
+    api.post(PATH)(next_words)
+    uvicorn.run(api, host="127.0.0.1", port=options.port, log_level="error", access_log=False)
+
+
+def words_of(options: argparse.Namespace) -> Callable[[str, int], Any]:
+    """The model's next words as an answer."""
+    from dataclasses import asdict
+
+    from smallm.predictors.loading import load_predictor
+
+    home = Path(os.environ["SMALLM_HOME"])
+    predictor = load_predictor(str(options.model), home=home, threads=options.threads)
+    return lambda prompt, k: asdict(predictor.next_words(prompt, k=k))
+
+
+KINDS = {"smallm": smallm_server, "litserve": litserve_server, "bare": bare_server}
+
+
+def main() -> None:
+    """Serves until it is stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    KINDS[options.kind](options)
+
+
+if __name__ == "__main__":
+    main()
