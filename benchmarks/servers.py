@@ -27,8 +27,12 @@ def smallm_server(options: argparse.Namespace) -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
     settings = {"models": str(options.model), "replicas": options.workers}
     serve.run(build({**settings, "threads": options.threads, "most_running_per_key": 512}))
-    while True:
-        time.sleep(60)
+    try:
+        while True:
+            time.sleep(60)
+    except KeyboardInterrupt:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def litserve_server(options: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 import torch
@@ -138,10 +138,10 @@ def next_words(folder: Path, seconds: float) -> dict[str, float]:
     print(f"{'next words of a SmaLLM':<32} clients  a second    p50 ms    p99 ms")
     found: dict[tuple[str, int], Load] = {}
     for server in SERVERS:
-        with running(server, str(folder / "model")) as ask:
-            ask(PATH, bodies, clients=8, seconds=WARM_UP)
+        with running(server, str(folder / "model")) as address:
+            address.ask(PATH, bodies, clients=8, seconds=WARM_UP)
             for clients in CLIENTS:
-                one = found[server.label, clients] = ask(
+                one = found[server.label, clients] = address.ask(
                     PATH, bodies, clients=clients, seconds=seconds
                 )
                 print(f"{server.label:<32} {clients:>7} {one}", flush=True)
@@ -172,10 +172,10 @@ def completions(seconds: float) -> dict[str, float]:
         {**asked, "prompt": f"{number}. {prompt}"} for number in count(1) for prompt in PROMPTS
     )
     found = {}
-    with running(Server("SmaLLM", "smallm", threads=THREADS), SMOLLM2) as ask:
-        ask("/v1/completions", bodies, clients=AT_ONCE, seconds=WARM_UP)
+    with running(Server("SmaLLM", "smallm", threads=THREADS), SMOLLM2) as address:
+        address.ask("/v1/completions", bodies, clients=AT_ONCE, seconds=WARM_UP)
         for clients in (1, AT_ONCE, 32):
-            one = ask("/v1/completions", bodies, clients=clients, seconds=2 * seconds)
+            one = address.ask("/v1/completions", bodies, clients=clients, seconds=2 * seconds)
             found[clients] = one.tokens / one.seconds
             print(f"{'SmaLLM':<32} {clients:>7} {found[clients]:>9.1f}   {one}", flush=True)
     print(f"over generate in fp32: {found[AT_ONCE] / alone['fp32']:.2f} times")
@@ -200,18 +200,24 @@ def generated(dtype: torch.dtype, seconds: float) -> float:
     return tokens / spent
 
 
-class Ask(Protocol):
-    """Has clients ask a running server."""
+@dataclass(frozen=True)
+class Address:
+    """A running server."""
 
-    def __call__(
+    url: str
+    headers: dict[str, str]
+    process: int
+
+    def ask(
         self, path: str, bodies: Iterator[dict[str, Any]], *, clients: int, seconds: float
     ) -> Load:
-        """What they saw."""
+        """Has clients ask it; what they saw."""
+        return asyncio.run(load(self.url + path, self.headers, bodies, clients, seconds))
 
 
 @contextmanager
-def running(server: Server, model: str) -> Iterator[Ask]:
-    """Starts a server; what asks it. It ends with the block."""
+def running(server: Server, model: str) -> Iterator[Address]:
+    """Starts a server; it ends with the block."""
     port, key = free_port(), secrets.token_hex(16)
     command = [sys.executable, "-m", "benchmarks.servers", server.kind, "--model", model]
     command += ["--port", str(port), "--threads", str(server.threads)]
@@ -221,14 +227,9 @@ def running(server: Server, model: str) -> Iterator[Ask]:
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL
     )
     address = f"http://127.0.0.1:{port}"
-    headers = {"Authorization": f"Bearer {key}"}
-
-    def ask(path: str, bodies: Iterator[dict[str, Any]], *, clients: int, seconds: float) -> Load:
-        return asyncio.run(load(address + path, headers, bodies, clients, seconds))
-
     try:
         wait_for(process, address)
-        yield ask
+        yield Address(address, {"Authorization": f"Bearer {key}"}, process.pid)
     finally:
         process.send_signal(signal.SIGINT)
         try:
