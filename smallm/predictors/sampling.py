@@ -29,5 +29,8 @@ def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> in
     """The next id; the generator alone decides where chance does."""
     if decoding.temperature == 0:
         return int(logits.argmax())
-    probabilities = kept_logits(logits.cpu(), decoding).softmax(0)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    below = kept_logits(logits.cpu(), decoding).softmax(0).cumsum(0)
+    # The inverse of the distribution: torch.multinomial takes ten times as long for one id.
+    place = below[-1] * torch.rand((), dtype=below.dtype, generator=generator)
+    last = torch.searchsorted(below, below[-1])  # with a probability, should `place` round up to 1
+    return int(torch.minimum(torch.searchsorted(below, place, right=True), last))
