@@ -75,7 +75,11 @@ class Versions:
         # takes a fifth of the time of next words.
         gc.collect()
         gc.freeze()
-        before, self._worker, self.version = self._worker, Worker(engine), version
+        before, self._worker, self.version = (
+            self._worker,
+            Worker(engine, threads=self.resources.threads),
+            version,
+        )
         if before is not None:
             before.finish()
 

@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from smallm.serving.engine import Answer, Engine
 from smallm.serving.protocol import CompletionRequest, Delta
 
@@ -24,8 +26,9 @@ News = list[Delta] | Exception
 class Worker:
     """An engine in a thread of its own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, threads: int) -> None:
         self.engine = engine
+        self.threads = threads
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._listeners: dict[Answer, Callable[[News], object]] = {}
         threading.Thread(target=self._run, name="model", daemon=True).start()
@@ -65,6 +68,7 @@ class Worker:
         return answer
 
     def _run(self) -> None:
+        torch.set_num_threads(self.threads)  # OpenMP's number is each thread's own
         ending = False
         while self.engine.busy or not ending:
             try:
