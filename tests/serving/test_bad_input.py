@@ -200,17 +200,7 @@ def test_of_a_repeated_field_the_last_one_counts(served):
     assert served.ask("/v1/completions", body)[0] == 200
 
 
-ODD_TEXTS = [
-    "\0",
-    "a\0b",
-    "🤖🏽",
-    "e\u0301",
-    "\u202eabc",
-    "\ufeffa",
-    "\U0010ffff",
-    "\uffff",
-    "\x1b[31m",
-]
+ODD_TEXTS = ["\0", "a\0b", "🤖🏽", "e\u0301", "\u202ea", "\ufeffa", "\U0010ffff", "\uffff", "\x1b"]
 
 
 @pytest.mark.parametrize("text", [*ODD_TEXTS, "", "\u2028", " \n\t", "a" * 5000], ids=shown)
