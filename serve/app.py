@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.context import _get_global_client
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from smallm.errors import SmallmError
 from smallm.home import open_home
@@ -28,7 +28,7 @@ from smallm.serving.settings import ServeSettings, from_arguments
 from smallm.serving.together import Answers
 
 
-@serve.deployment(max_ongoing_requests=1024)
+@serve.deployment(max_ongoing_requests=1024, health_check_period_s=2)
 class Model:
     """One model; a newer version takes over while the old one ends what it has begun."""
 
@@ -77,9 +77,12 @@ class Replicas:
     async def reload(self) -> Json:
         """Has all of them look for a newer version; the answer of one."""
         try:
-            return (await self.handle.broadcast("reload").results_async())[0]
+            answers = await self.handle.broadcast("reload").results_async()
         except (RayError, RayTaskError) as error:
             raise _told(error) from None
+        if not answers:
+            raise RequestError("the model's process is only being started", status=503)
+        return answers[0]
 
     async def next_words(self, asked: list[tuple[str, int]]) -> Answers:
         """See Engine."""
@@ -104,14 +107,22 @@ class Replicas:
         finally:
             pieces.cancel()
 
-    async def _answer(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _answer(self, ask: Callable[[], DeploymentResponse[Any]]) -> Any:
         try:
             try:
-                return await ask()
+                return await _answer_of(ask())
             except RayActorError:  # it died under the question, which another one can answer
-                return await ask()
+                return await _answer_of(ask())
         except (RayError, RayTaskError) as error:
             raise _told(error) from None
+
+
+async def _answer_of(response: DeploymentResponse[Any]) -> Any:
+    try:
+        return await response
+    except asyncio.CancelledError:  # nobody waits for it any more
+        response.cancel()
+        raise
 
 
 def _told(error: Exception) -> RequestError:
@@ -124,7 +135,7 @@ def _told(error: Exception) -> RequestError:
     return RequestError("the model's process has ended; try again", status=503)
 
 
-@serve.deployment(max_ongoing_requests=4096)
+@serve.deployment(max_ongoing_requests=4096, health_check_period_s=2)
 @serve.ingress()
 class Ingress:
     """Speaks HTTP."""

@@ -30,6 +30,7 @@ from smallm.serving.protocol import (
 T = TypeVar("T")
 
 AGAIN = {429, 503}  # worth trying again
+EVENTS = "text/event-stream"
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": says}
     for status, says in {
@@ -57,6 +58,7 @@ def build_api(front: Front) -> FastAPI:
         description="Small language models beside pretrained ones.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses=ERRORS,
     )
     api.add_exception_handler(RequestError, _told)
@@ -76,11 +78,18 @@ async def _told(_: Request, error: Any) -> JSONResponse:
     return JSONResponse(body, error.status, headers)
 
 
-async def _invalid(_: Request, error: Any) -> JSONResponse:
+async def _invalid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
-    place = ".".join(str(each) for each in first["loc"][1:])
-    message = f"{place}: {first['msg']}" if place else str(first["msg"])
-    return JSONResponse(error_body(message, status=400, param=place or None), 400)
+    field, *inside = first["loc"][1:] or ("the body",)
+    if first["type"] == "json_invalid":
+        message, field = f"the body is no JSON: {first['ctx']['error']} at {field}", "the body"
+    elif field == "the body" and "json" not in request.headers.get("content-type", ""):
+        message = "the body must be JSON, with Content-Type: application/json"
+    else:  # of a field of several kinds, pydantic names the kind as if it were a place
+        inside = [each for each in inside if isinstance(each, int) or each.isidentifier()]
+        message = f"{'.'.join(map(str, (field, *inside)))}: {first['msg']}"
+    param = None if field == "the body" else field
+    return JSONResponse(error_body(message, status=400, param=param), 400)
 
 
 async def _http(_: Request, error: Any) -> JSONResponse:
@@ -101,7 +110,7 @@ def _add_status(api: FastAPI, front: Front) -> None:
         status = "ok" if ready else "no model is available"
         return JSONResponse({"status": status}, 200 if ready else 503)
 
-    @api.get("/metrics", response_class=Response)
+    @api.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Requests, latency, tokens and queue of each model, for Prometheus."""
         body, kind = front.metrics.text()
@@ -114,13 +123,13 @@ def _add_models(api: FastAPI, front: Front) -> None:
         """The models, also those that are unavailable, with the reason."""
         return await front.list_models()
 
-    @api.post("/v1/completions")
+    @api.post("/v1/completions", responses={200: {"content": {EVENTS: {}}}})
     async def completions(asked: CompletionRequest, request: Request) -> Any:
         """Continue prompts, as OpenAI's clients ask for it."""
         made = await _while_there(request, front.completions(asked))
         if isinstance(made, dict):
             return JSONResponse(made)
-        return StreamingResponse(made, media_type="text/event-stream")
+        return StreamingResponse(made, media_type=EVENTS)
 
     @api.post("/v1/next-words")
     async def next_words(asked: NextWordsRequest, request: Request) -> JSONResponse:

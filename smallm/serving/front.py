@@ -204,7 +204,9 @@ class Front:
 
     async def _all(self, names: list[str] | None, ask: Callable[[str], Awaitable[Json]]) -> Json:
         """The answers of several models; one that fails gives its error beside the others."""
-        chosen = names or [n for n, about in (await self.about()).items() if about["available"]]
+        if names is None:
+            names = [name for name, about in (await self.about()).items() if about["available"]]
+        chosen = list(dict.fromkeys(names))
         for name in chosen:
             self._check_known(name)
         if len(chosen) == 1:

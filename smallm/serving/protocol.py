@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from smallm.errors import SmallmError
 
@@ -54,8 +55,25 @@ def _several(given: Any) -> Any:
     return [given] if isinstance(given, str) else given
 
 
-Texts = Annotated[list[str], BeforeValidator(_several), Field(min_length=1)]
-"""One text or several."""
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise PydanticCustomError("text", "Half of a surrogate pair is no character") from None
+    return text
+
+
+def _one_or_several(several: Any) -> BeforeValidator:
+    return BeforeValidator(_several, json_schema_input_type=Text | several)
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""JSON can escape what is no text: it could be neither encoded nor answered."""
+SomeText = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+Stops = Annotated[list[SomeText], Field(max_length=4)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Names = Annotated[list[Text], Field(min_length=1)]
 
 
 class Request(BaseModel):
@@ -80,21 +98,19 @@ class CompletionRequest(Request):
         }
     )
 
-    model: str
+    model: Text
     """A name of /v1/models."""
-    prompt: Texts
+    prompt: Annotated[Texts, _one_or_several(Texts)]
     """What is continued: a text or a list."""
-    max_tokens: int = Field(default=16, ge=1)
+    max_tokens: Count = 16
     """Most tokens of a continuation."""
     temperature: Annotated[float, Field(ge=0, le=100)] | Literal["fitted"] = 1.0
     """0 is greedy; `fitted` is the one that makes held-out text most likely."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Only the most probable tokens that together reach this probability."""
-    n: int = Field(default=1, ge=1)
+    n: Count = 1
     """Continuations of each prompt; with a seed, each has one of its own."""
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_several)] | None = (
-        Field(default=None, max_length=4)
-    )
+    stop: Annotated[Stops, _one_or_several(Stops)] | None = None
     """Texts before which a continuation ends."""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """The same seed gives the same text."""
@@ -106,7 +122,7 @@ class CompletionRequest(Request):
     """Whether the answer comes in pieces, as server-sent events."""
     stream_options: StreamOptions | None = None
     """Only with `stream`."""
-    user: str | None = None
+    user: Text | None = None
     """Whom the request is for; not used."""
 
 
@@ -117,18 +133,18 @@ class NextWordsRequest(Request):
         json_schema_extra={"example": {"prompt": "Neural networks are", "k": 5}}
     )
 
-    prompt: str
+    prompt: Text
     """A text that ends in a word."""
-    k: int = Field(default=5, ge=1)
+    k: Count = 5
     """How many words."""
-    models: list[str] | None = Field(default=None, min_length=1)
+    models: Names | None = None
     """Names of /v1/models; by default all that are available."""
 
 
 class CompareRequest(NextWordsRequest):
     """The same prompt to several models: next words and a continuation of each."""
 
-    max_tokens: int = Field(default=24, ge=1)
+    max_tokens: Count = 24
     """Most tokens of a continuation."""
     temperature: Annotated[float, Field(ge=0, le=100)] | Literal["fitted"] = 0.8
     """0 is greedy."""
@@ -143,9 +159,9 @@ class ScoreRequest(Request):
         json_schema_extra={"example": {"text": "Neural networks are trained on data."}}
     )
 
-    text: str = Field(min_length=1)
+    text: SomeText
     """Any text."""
-    models: list[str] | None = Field(default=None, min_length=1)
+    models: Names | None = None
     """Names of /v1/models; by default all that are available."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Generic, TypeVar
 
 from smallm.serving.protocol import Json, RequestError
@@ -37,7 +38,9 @@ class Together(Generic[A]):
             batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
             if batch := [each for each in batch if not each[1].cancelled()]:
                 self._free -= 1
-                task = asyncio.ensure_future(self._send(batch))
+                # Not in the context of the request that happens to be here: when that one's client
+                # goes away, Ray cancels all that was begun in it.
+                task = asyncio.get_running_loop().create_task(self._send(batch), context=Context())
                 self._tasks.add(task)  # the loop itself holds tasks only weakly
                 task.add_done_callback(self._tasks.discard)
 

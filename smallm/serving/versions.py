@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from smallm.errors import SmallmError, in_one_line
 from smallm.serving.engine import Engine
@@ -16,6 +18,7 @@ from smallm.serving.settings import Resources
 from smallm.serving.together import Answers
 from smallm.serving.worker import Worker
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +52,8 @@ class Versions:
                 await self.reload()
             except RequestError as error:
                 log.warning("%s goes on as it is: %s", self.name, error)
+            except Exception:  # the next time it may work
+                log.exception("%s goes on as it is", self.name)
 
     async def reload(self) -> Json:
         """Loads a newer version, if there is one, while the current one answers."""
@@ -67,8 +72,10 @@ class Versions:
     def _loaded(self) -> tuple[Engine, str]:
         try:
             return load_engine(self.name, self.resources, home=self.home)
-        except RuntimeError as error:  # torch's word for a device or memory that is not there
-            raise SmallmError(in_one_line(error)) from None
+        except SmallmError:
+            raise
+        except Exception as error:  # whatever is wrong with it, the others are served
+            raise SmallmError(f"{self.name}: cannot be loaded: {in_one_line(error)}") from error
 
     def _take(self, engine: Engine, version: str) -> None:
         # What a loaded model consists of stays: looking through it again and again for garbage
@@ -93,18 +100,19 @@ class Versions:
         worker = self._current()
         size = worker.engine.together
         parts = [asked[start : start + size] for start in range(0, len(asked), size)]
-        answers = await asyncio.gather(
-            *(worker.do(lambda part=part: worker.engine.next_words(part)) for part in parts)  # type: ignore[misc]
-        )
-        return [answer for part in answers for answer in part]
+        jobs = [worker.do(partial(worker.engine.next_words, part)) for part in parts]
+        found = await asyncio.gather(*map(_or_failure, jobs))
+        return [
+            answer
+            for part, answers in zip(parts, found, strict=True)
+            for answer in (answers if isinstance(answers, list) else [answers] * len(part))
+        ]
 
     async def score(self, texts: list[str]) -> Answers:
         """See Engine."""
         worker = self._current()
-        answers = await asyncio.gather(
-            *(worker.do(lambda text=text: worker.engine.score(text)) for text in texts)  # type: ignore[misc]
-        )
-        return list(answers)
+        jobs = [worker.do(partial(worker.engine.score, text)) for text in texts]
+        return list(await asyncio.gather(*map(_or_failure, jobs)))
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
@@ -119,3 +127,12 @@ class Versions:
     def complete(self, request: CompletionRequest) -> AsyncGenerator[int | list[Delta], None]:
         """The number of prompt tokens, then what is new of the continuations."""
         return self._current().complete(request)
+
+
+async def _or_failure(job: Awaitable[T]) -> T | RequestError:
+    """What a job gives; that it fails concerns nobody but those who asked for it."""
+    try:
+        return await job
+    except Exception:
+        log.exception("a model failed")
+        return RequestError("the model failed", status=500)

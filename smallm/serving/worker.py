@@ -33,11 +33,11 @@ class Worker:
         self._listeners: dict[Answer, Callable[[News], object]] = {}
         threading.Thread(target=self._run, name="model", daemon=True).start()
 
-    async def do(self, work: Callable[[], T]) -> T:
-        """What a function gives that is called in the thread, in its turn."""
+    def do(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """What a function gives that is called in the thread; its turn is taken at once."""
         future: Future[T] = Future()
         self._jobs.put(partial(_fulfil, future, work))
-        return await asyncio.wrap_future(future)
+        return asyncio.wrap_future(future)
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[int | list[Delta], None]:
         """The number of prompt tokens, then what is new of the continuations, until they end."""
@@ -47,16 +47,17 @@ class Worker:
         def listen(news: News) -> None:
             loop.call_soon_threadsafe(heard.put_nowait, news)
 
-        answer = await self.do(partial(self._begin, request, listen))
+        begun = self.do(partial(self._begin, request, listen))
         try:
+            answer = await asyncio.shield(begun)
             yield answer.prompt_tokens
             left = len(answer.rows)
             while left:
                 deltas = await _all_in(heard)
                 left -= sum(delta.finish_reason is not None for delta in deltas)
                 yield deltas
-        finally:
-            answer.give_up()
+        finally:  # who goes away may do so while it begins
+            begun.add_done_callback(_give_up)
 
     def finish(self) -> None:
         """Ends the thread once all that was asked for is done."""
@@ -85,10 +86,10 @@ class Worker:
     def _step(self) -> None:
         try:
             self.engine.step()
-        except Exception as error:  # whatever a model fails by, all whom it concerns are told
+        except BaseException as error:  # whatever a model fails by, all whom it concerns are told
             self.engine.give_up()
             for listen in self._listeners.values():
-                listen(error)
+                listen(_exception(error))
             self._listeners.clear()
             return
         for answer, listen in list(self._listeners.items()):
@@ -102,8 +103,18 @@ def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
     if future.set_running_or_notify_cancel():
         try:
             future.set_result(work())
-        except Exception as error:  # it is raised where the result is awaited
-            future.set_exception(error)
+        except BaseException as error:  # it is raised where the result is awaited
+            future.set_exception(_exception(error))
+
+
+def _exception(error: BaseException) -> Exception:
+    """The error; a panic in a tokenizer's Rust is no Exception, and would end the thread."""
+    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+
+
+def _give_up(begun: asyncio.Future[Answer]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().give_up()
 
 
 async def _all_in(heard: asyncio.Queue[News]) -> list[Delta]:
