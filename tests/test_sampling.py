@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smallm.errors import SmallmError
 from smallm.predictors import Decoding
 from smallm.predictors.sampling import choose, kept_logits
 
@@ -41,3 +42,8 @@ def test_the_ends_of_chance_draw_ids_that_are_possible(monkeypatch, drawn):
     monkeypatch.setattr(torch, "rand", lambda *_, dtype, **__: torch.tensor(drawn, dtype=dtype))
     logits = torch.tensor([-torch.inf, 1.0, 1.0, -torch.inf])
     assert choose(logits, Decoding(), torch.Generator()) == (1 if drawn == 0 else 2)
+
+
+def test_a_damaged_model_is_told():
+    with pytest.raises(SmallmError, match="damaged"):
+        choose(torch.tensor([1.0, torch.nan]), Decoding(), torch.Generator())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smallm.errors import SmallmError
 from smallm.predictors import Decoding
 
 
@@ -30,6 +31,8 @@ def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> in
     if decoding.temperature == 0:
         return int(logits.argmax())
     below = kept_logits(logits.cpu(), decoding).softmax(0).cumsum(0)
+    if not below[-1] > 0:  # not a number
+        raise SmallmError("the model gives no probabilities here: its weights may be damaged")
     # The inverse of the distribution: torch.multinomial takes ten times as long for one id.
     place = below[-1] * torch.rand((), dtype=below.dtype, generator=generator)
     last = torch.searchsorted(below, below[-1])  # with a probability, should `place` round up to 1

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -23,20 +24,27 @@ T = TypeVar("T")
 News = list[Delta] | Exception
 
 
+@dataclass(frozen=True)
+class _Job:
+    run: Callable[[], object]
+    quick: bool
+
+
 class Worker:
     """An engine in a thread of its own."""
 
     def __init__(self, engine: Engine, *, threads: int) -> None:
         self.engine = engine
         self.threads = threads
-        self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._ending = False
         self._listeners: dict[Answer, Callable[[News], object]] = {}
         threading.Thread(target=self._run, name="model", daemon=True).start()
 
-    def do(self, work: Callable[[], T]) -> asyncio.Future[T]:
+    def do(self, work: Callable[[], T], *, quick: bool = False) -> asyncio.Future[T]:
         """What a function gives that is called in the thread; its turn is taken at once."""
         future: Future[T] = Future()
-        self._jobs.put(partial(_fulfil, future, work))
+        self._jobs.put(_Job(partial(_fulfil, future, work), quick))
         return asyncio.wrap_future(future)
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[int | list[Delta], None]:
@@ -47,7 +55,7 @@ class Worker:
         def listen(news: News) -> None:
             loop.call_soon_threadsafe(heard.put_nowait, news)
 
-        begun = self.do(partial(self._begin, request, listen))
+        begun = self.do(partial(self._begin, request, listen), quick=True)
         try:
             answer = await asyncio.shield(begun)
             yield answer.prompt_tokens
@@ -70,18 +78,24 @@ class Worker:
 
     def _run(self) -> None:
         torch.set_num_threads(self.threads)  # OpenMP's number is each thread's own
-        ending = False
-        while self.engine.busy or not ending:
+        while self.engine.busy or not self._ending:
+            self._work()
+            if self.engine.busy:
+                self._step()
+
+    def _work(self) -> None:
+        """Does what waits: all that is quick, up to one other job; waits where nothing is begun."""
+        while not self._ending:
             try:
                 job = self._jobs.get(block=not self.engine.busy)
             except queue.Empty:
-                job = None
-            else:
-                ending |= job is None
-            if job is not None:
-                job()
-            if self.engine.busy:
-                self._step()
+                return
+            if job is None:
+                self._ending = True
+                return
+            job.run()
+            if not job.quick:
+                return
 
     def _step(self) -> None:
         try:
