@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from smallm.errors import SmallmError
@@ -26,6 +27,8 @@ from smallm.serving.keys import Keys, check_address, given_keys
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 from smallm.serving.settings import ServeSettings, from_arguments
 from smallm.serving.together import Answers
+
+FAILURES = (RayError, RayTaskError, RayServeException)
 
 
 @serve.deployment(max_ongoing_requests=1024, health_check_period_s=2)
@@ -78,10 +81,10 @@ class Replicas:
         """Has all of them look for a newer version; the answer of one."""
         try:
             answers = await self.handle.broadcast("reload").results_async()
-        except (RayError, RayTaskError) as error:
+        except FAILURES as error:
             raise _told(error) from None
         if not answers:
-            raise RequestError("the model's process is only being started", status=503)
+            raise _ended()
         return answers[0]
 
     async def next_words(self, asked: list[tuple[str, int]]) -> Answers:
@@ -102,7 +105,7 @@ class Replicas:
         try:
             async for piece in pieces:
                 yield piece
-        except (RayError, RayTaskError) as error:
+        except FAILURES as error:
             raise _told(error) from None
         finally:
             pieces.cancel()
@@ -113,7 +116,7 @@ class Replicas:
                 return await _answer_of(ask())
             except RayActorError:  # it died under the question, which another one can answer
                 return await _answer_of(ask())
-        except (RayError, RayTaskError) as error:
+        except FAILURES as error:
             raise _told(error) from None
 
 
@@ -132,6 +135,10 @@ def _told(error: Exception) -> RequestError:
         return cause
     if isinstance(error, RayTaskError):
         return RequestError("the model failed", status=500)
+    return _ended()
+
+
+def _ended() -> RequestError:
     return RequestError("the model's process has ended; try again", status=503)
 
 

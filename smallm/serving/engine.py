@@ -18,6 +18,7 @@ from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 
 SEEDS = 2**62
 TOGETHER = 32
+COLDEST = 1e-6  # below it is greedy: logits divided by much less are infinite
 
 
 @dataclass(eq=False)
@@ -27,21 +28,18 @@ class Answer:
     prompt_tokens: int
     rows: dict[Row, Pieces] = field(default_factory=dict)
     new: list[Delta] = field(default_factory=list)
+    given_up: bool = False
+    """Its continuations end before the next step: only the engine's thread may end them."""
 
     @property
     def ended(self) -> bool:
         """Whether nothing more comes."""
-        return all(row.room == 0 for row in self.rows)
+        return self.given_up or all(row.room == 0 for row in self.rows)
 
     def taken(self) -> list[Delta]:
         """What is new since the last time."""
         new, self.new = self.new, []
         return new
-
-    def give_up(self) -> None:
-        """Ends its continuations: nobody waits for them. Another thread may call it."""
-        for row in self.rows:
-            row.room = 0
 
 
 class Engine:
@@ -133,7 +131,7 @@ class Engine:
 
     def _temperature_of(self, request: CompletionRequest) -> float:
         if request.temperature != "fitted":
-            return request.temperature
+            return request.temperature if request.temperature >= COLDEST else 0
         if self.temperature is None:
             raise RequestError(
                 f"model {self.predictor.name!r} has no fitted temperature", param="temperature"
@@ -146,8 +144,11 @@ class Engine:
         return self._under_way is not None and self._under_way.busy
 
     def step(self) -> None:
-        """One more token for every continuation."""
+        """One more token for every continuation that somebody waits for."""
         _, under_way = self._causal()
+        for row, answer in self._answers.items():
+            if answer.given_up:
+                row.room = 0
         for row, step in under_way.step():
             answer = self._answers[row]
             pieces = answer.rows[row]
@@ -159,7 +160,7 @@ class Engine:
     def give_up(self) -> None:
         """Ends all continuations."""
         for answer in self._answers.values():
-            answer.give_up()
+            answer.given_up = True
         self._answers = {}
         if isinstance(self.predictor, Causal):
             self._under_way = Continuations(self.predictor)

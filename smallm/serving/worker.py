@@ -128,7 +128,7 @@ def _exception(error: BaseException) -> Exception:
 
 def _give_up(begun: asyncio.Future[Answer]) -> None:
     if not begun.cancelled() and begun.exception() is None:
-        begun.result().give_up()
+        begun.result().given_up = True
 
 
 async def _all_in(heard: asyncio.Queue[News]) -> list[Delta]:

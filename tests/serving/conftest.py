@@ -1,17 +1,14 @@
 """One real server for the tests of this folder."""
 
 import json
-import socket
 import urllib.error
 import urllib.request
 
 import openai
 import pytest
-import ray
-from ray import serve
 from tiny_models import albert, gpt2
 
-from serve.app import build
+from serving.live import live_server
 
 
 @pytest.fixture(scope="package")
@@ -22,21 +19,10 @@ def served(tmp_path_factory):
         for part in parts:
             part.save_pretrained(folder / name)
     (folder / "empty").mkdir()
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as probe:
-        patch.setenv("SMALLM_HOME", str(folder / "home"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            names = ",".join(str(folder / name) for name in ("gpt2", "albert", "empty"))
-            serve.run(build({"models": names}), route_prefix="/")
-            yield Served(f"http://127.0.0.1:{port}", folder)
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    names = ",".join(str(folder / name) for name in ("gpt2", "albert", "empty"))
+    environment = {"SMALLM_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    with live_server({"models": names}, environment) as address:
+        yield Served(address, folder)
 
 
 class Served:
