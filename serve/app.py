@@ -133,6 +133,8 @@ def _told(error: Exception) -> RequestError:
     cause = error.cause if isinstance(error, RayTaskError) else None
     if isinstance(cause, RequestError):
         return cause
+    if isinstance(cause, SmallmError):
+        return RequestError(str(cause), status=500)
     if isinstance(error, RayTaskError):
         return RequestError("the model failed", status=500)
     return _ended()
