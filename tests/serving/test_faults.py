@@ -107,16 +107,6 @@ def test_who_goes_away_takes_no_others_along(served, client):
             assert each.getresponse().status == 200
 
 
-def test_two_that_go_away_do_not_leave_the_next_one_waiting(served, client):
-    words = {"prompt": "Neural networks", "models": [served.gpt2]}
-    gone = [client.begin("/v1/next-words", words) for _ in range(2)]
-    time.sleep(0.1)
-    with closing(client.begin("/v1/next-words", words)) as waits:
-        for each in gone:
-            each.close()
-        assert waits.getresponse().status == 200
-
-
 def test_a_reload_while_a_process_starts_is_told(served, client):
     def reloaded():
         return client.ask("/v1/reload", {})[2]["models"][served.gpt2]
