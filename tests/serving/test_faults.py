@@ -9,7 +9,7 @@ import pytest
 
 from serving.live import Client, eventually, failures, goes_on, killed, load
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 HALF = (
     b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

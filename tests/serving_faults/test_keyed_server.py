@@ -26,7 +26,7 @@ from smallm.serving.keys import VARIABLE
 from smallm.serving.settings import from_arguments
 from smallm.tracking import Tracker, local_uri
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 ADA, BOB = "key-of-ada-which-is-long", "key-of-bob-which-is-long"
 WAITING, PER_KEY, POLL = 6, 8, 3  # requests, requests, seconds
