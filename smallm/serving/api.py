@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -42,7 +41,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         421: "Without keys, only this machine is answered.",
         429: "Too many requests; see Retry-After.",
-        499: "The client went away.",
         500: "The model failed.",
         503: "The model is unavailable; see Retry-After.",
         504: "No answer in time.",
@@ -124,27 +122,27 @@ def _add_models(api: FastAPI, front: Front) -> None:
         return await front.list_models()
 
     @api.post("/v1/completions", responses={200: {"content": {EVENTS: {}}}})
-    async def completions(asked: CompletionRequest, request: Request) -> Any:
+    async def completions(asked: CompletionRequest) -> Any:
         """Continue prompts, as OpenAI's clients ask for it."""
-        made = await _while_there(request, front.completions(asked))
+        made = await front.completions(asked)
         if isinstance(made, dict):
             return JSONResponse(made)
         return StreamingResponse(made, media_type=EVENTS)
 
     @api.post("/v1/next-words")
-    async def next_words(asked: NextWordsRequest, request: Request) -> JSONResponse:
+    async def next_words(asked: NextWordsRequest) -> JSONResponse:
         """The most probable next words by each model, with bounds."""
-        return JSONResponse(await _while_there(request, front.next_words(asked)))
+        return JSONResponse(await front.next_words(asked))
 
     @api.post("/v1/score")
-    async def score(asked: ScoreRequest, request: Request) -> JSONResponse:
+    async def score(asked: ScoreRequest) -> JSONResponse:
         """How probable a text is by each model."""
-        return JSONResponse(await _while_there(request, front.score(asked)))
+        return JSONResponse(await front.score(asked))
 
     @api.post("/v1/compare")
-    async def compare(asked: CompareRequest, request: Request) -> JSONResponse:
+    async def compare(asked: CompareRequest) -> JSONResponse:
         """The same prompt to several models at once: next words and a continuation of each."""
-        return JSONResponse(await _while_there(request, front.compare(asked)))
+        return JSONResponse(await front.compare(asked))
 
     @api.post("/v1/reload")
     async def reload() -> Json:
@@ -162,22 +160,3 @@ def _add_api_page(api: FastAPI) -> None:
 
     for path in sorted(api_page.PATHS):
         api.add_api_route(path, route(path), include_in_schema=False)
-
-
-async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work gives; it is cancelled when the client goes away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise RequestError("the client went away", status=499)
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
