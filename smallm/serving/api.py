@@ -66,8 +66,19 @@ def build_api(front: Front) -> FastAPI:
     _add_models(api, front)
     add_page(api)
     _add_api_page(api)
+    _describe(api)
     api.add_middleware(Guard, rules=lambda: front.rules, refused=front.metrics.refused)
     return api
+
+
+def _describe(api: FastAPI) -> None:
+    """Leaves out of the description FastAPI's own error, which is never given here."""
+    described = api.openapi()
+    for path in described["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        described["components"]["schemas"].pop(name, None)
 
 
 async def _told(_: Request, error: Any) -> JSONResponse:

@@ -20,7 +20,7 @@ REGISTERED = "models:/"
 
 def version_of(name: str, home: Path) -> str:
     """The version that a name means now; nothing for what has none."""
-    if not _is_registered(name):
+    if not is_registered(name):
         return ""
     return registered_version(_store(home), _model_uri(name))
 
@@ -40,7 +40,8 @@ def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine,
     return Engine(predictor, temperature=_temperature(name, folder, home)), version
 
 
-def _is_registered(name: str) -> bool:
+def is_registered(name: str) -> bool:
+    """Whether a name means a version in MLflow, which may change."""
     return name == CHAMPION or name.startswith(REGISTERED)
 
 

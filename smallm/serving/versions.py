@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from smallm.errors import SmallmError, in_one_line
 from smallm.serving.engine import Engine
-from smallm.serving.loading import load_engine, version_of
+from smallm.serving.loading import is_registered, load_engine, version_of
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 from smallm.serving.settings import Resources
 from smallm.serving.together import Answers
@@ -45,13 +45,17 @@ class Versions:
         return {"available": True, "version": self.version, **self._worker.engine.about()}
 
     async def poll(self, seconds: float) -> None:
-        """Looks for a newer version every so many seconds."""
-        while True:
+        """Looks for a newer version every so many seconds; what has none needs no looking."""
+        told = ""
+        while is_registered(self.name):
             await asyncio.sleep(seconds)
             try:
                 await self.reload()
+                told = ""
             except RequestError as error:
-                log.warning("%s goes on as it is: %s", self.name, error)
+                if str(error) != told:  # once is enough while it lasts
+                    log.warning("%s goes on as it is: %s", self.name, error)
+                told = str(error)
             except Exception:  # the next time it may work
                 log.exception("%s goes on as it is", self.name)
 

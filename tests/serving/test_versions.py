@@ -143,6 +143,7 @@ def test_polling_goes_on_whatever_goes_wrong(versions, monkeypatch):
             raise error
 
     monkeypatch.setattr(versions, "reload", reload)
+    monkeypatch.setattr(versions, "name", "models:/other@champion")
 
     async def polled():
         task = asyncio.create_task(versions.poll(0.01))
@@ -150,6 +151,10 @@ def test_polling_goes_on_whatever_goes_wrong(versions, monkeypatch):
         task.cancel()
 
     run(polled())
+
+
+def test_a_folder_is_not_polled(versions):
+    run(asyncio.wait_for(versions.poll(3600), 5))
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_current_one(versions, monkeypatch):
