@@ -178,11 +178,12 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         check_address("127.0.0.1", keys=keys, fast_front=_fast_front())
     except SmallmError as error:  # one line on the command line
         raise click.ClickException(str(error)) from None
-    models = {name: _deployment(name, settings).bind(name, settings) for name in settings.models}
+    models = {name: deployment_of(name, settings).bind(name, settings) for name in settings.models}
     return Ingress.options(ray_actor_options={"num_cpus": 0}).bind(settings, models, keys)
 
 
-def _deployment(name: str, settings: ServeSettings) -> serve.Deployment:
+def deployment_of(name: str, settings: ServeSettings) -> serve.Deployment:
+    """The deployment of a model, with what its settings give it."""
     own = settings.of(name)
     options: dict[str, Any] = {"num_replicas": own.replicas}
     if own.most_replicas is not None:

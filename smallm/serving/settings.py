@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from smallm.baselines import default_models
 from smallm.serving.api_page import PATHS
@@ -30,6 +30,13 @@ class Resources(Group):
     """Processes that serve the model; with most_replicas the fewest."""
     most_replicas: int | None = Field(default=None, ge=1)
     """As many as Ray starts when more is asked than the others can answer."""
+
+    @field_validator("most_replicas")
+    @classmethod
+    def _not_fewer(cls, most: int | None, info: ValidationInfo) -> int | None:
+        if most is not None and most < info.data.get("replicas", 1):
+            raise ValueError("must not be below replicas")
+        return most
 
 
 def _by_name(given: Any) -> Any:
