@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -194,7 +195,7 @@ def deployment_of(name: str, settings: ServeSettings) -> serve.Deployment:
             }
         }
     return Model.options(
-        name=name.replace("/", "-"),
+        name=re.sub(r"[^\w.-]", "-", name),
         ray_actor_options={"num_cpus": own.cpus, "num_gpus": own.gpus},
         **options,
     )
