@@ -33,8 +33,8 @@ class Words(litserve.LitAPI):
         return inputs
 
     def predict(self, asked: list[tuple[str, int]]) -> list[Any]:
-        """The answers of a batch."""
-        return [self.words(prompt, k) for prompt, k in asked]
+        """The answers of a batch, searched side by side as SmaLLM's own server does."""
+        return self.words(asked)
 
     def unbatch(self, output: list[Any]) -> list[Any]:
         """As they are."""

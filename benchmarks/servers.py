@@ -61,22 +61,27 @@ def bare_server(options: argparse.Namespace) -> None:
         k: int
 
     async def next_words(asked: Asked) -> Any:
-        return words(asked.prompt, asked.k)
+        return words([(asked.prompt, asked.k)])[0]
 
     next_words.__annotations__["asked"] = Asked
     api.post(PATH)(next_words)
     uvicorn.run(api, host="127.0.0.1", port=options.port, log_level="error", access_log=False)
 
 
-def words_of(options: argparse.Namespace) -> Callable[[str, int], Any]:
-    """The model's next words as an answer."""
+def words_of(options: argparse.Namespace) -> Callable[[list[tuple[str, int]]], list[Any]]:
+    """The model's next words as answers."""
     from dataclasses import asdict
 
+    from smallm.predictors.expansion import next_words_side_by_side
     from smallm.predictors.loading import load_predictor
 
     home = Path(os.environ["SMALLM_HOME"])
-    predictor = load_predictor(str(options.model), home=home, threads=options.threads)
-    return lambda prompt, k: asdict(predictor.next_words(prompt, k=k))
+    predictor: Any = load_predictor(str(options.model), home=home, threads=options.threads)
+
+    def words(asked: list[tuple[str, int]]) -> list[Any]:
+        return [asdict(found) for found in next_words_side_by_side(predictor, asked)]
+
+    return words
 
 
 KINDS = {"smallm": smallm_server, "litserve": litserve_server, "bare": bare_server}

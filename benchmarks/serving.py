@@ -2,7 +2,7 @@
 
 Next words of a SmaLLM (default shape, trained briefly on invented text) by SmaLLM's
 server, by LitServe and by bare FastAPI, asked by 1, 8, 32 and 128 clients, each of which asks again
-as soon as it is answered, never twice the same. Then completions of SmolLM2-135M by 8 clients
+as soon as it is answered, all servers the same prompts. Then completions of SmolLM2-135M by 8 clients
 beside `generate` of transformers, one after another. Exits with 1 when a goal is not reached.
 """
 
@@ -49,9 +49,11 @@ THREADS = 2  # of generate; the server's one leaves a processor for all that is 
 AT_ONCE = 8  # clients that ask for completions
 GOALS = {
     "next_words_over_litserve": 2.0,
+    "next_words_over_litserve_2_workers": 2.0,
     "next_words_over_bare": 0.6,
     "completions_over_generate": 5.0,
-    "front_milliseconds": 1.0,
+    "front_time": 1.0,
+    "fast_front_time": 1.0,
 }
 FRONT_MILLISECONDS = 8.0
 FAST_FRONT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -134,10 +136,10 @@ def next_words(folder: Path, seconds: float) -> dict[str, float]:
     predictor, prompts = trained(folder, 1, DIFFERENT)
     predictor.model.save_pretrained(folder / "model")
     predictor.tokenizer.save_pretrained(folder / "model")
-    bodies = cycle({"prompt": prompt, "k": TOP} for prompt in prompts)
     print(f"{'next words of a SmaLLM':<32} clients  a second    p50 ms    p99 ms")
     found: dict[tuple[str, int], Load] = {}
     for server in SERVERS:
+        bodies = cycle({"prompt": prompt, "k": TOP} for prompt in prompts)  # the same for all
         with running(server, str(folder / "model")) as address:
             address.ask(PATH, bodies, clients=8, seconds=WARM_UP)
             for clients in CLIENTS:
@@ -145,22 +147,22 @@ def next_words(folder: Path, seconds: float) -> dict[str, float]:
                     PATH, bodies, clients=clients, seconds=seconds
                 )
                 print(f"{server.label:<32} {clients:>7} {one}", flush=True)
-    best = found["SmaLLM, fast front, 2 replicas", COMPARED_AT].rate
     overhead = {
         label: 1000 * statistics.median(found[label, 1].overheads)
         for label in ("SmaLLM", "SmaLLM, fast front")
     }
     for label, milliseconds in overhead.items():
         print(f"the front of {label} adds {milliseconds:.1f} ms to a request of one idle client")
-    for label, clients in found:
-        if clients == COMPARED_AT:
-            print(
-                f"  {label:<32} {best / found[label, clients].rate:.2f} times as many by the last"
-            )
+    one, two = (
+        found[label, COMPARED_AT].rate
+        for label in ("SmaLLM, fast front", "SmaLLM, fast front, 2 replicas")
+    )
     return {
-        "next_words_over_litserve": best / found["LitServe", COMPARED_AT].rate,
-        "next_words_over_bare": best / found["bare FastAPI", COMPARED_AT].rate,
-        "front_milliseconds": FRONT_MILLISECONDS / overhead["SmaLLM, fast front"],
+        "next_words_over_litserve": one / found["LitServe", COMPARED_AT].rate,
+        "next_words_over_litserve_2_workers": two / found["LitServe, 2 workers", COMPARED_AT].rate,
+        "next_words_over_bare": one / found["bare FastAPI", COMPARED_AT].rate,
+        "front_time": FRONT_MILLISECONDS / overhead["SmaLLM"],
+        "fast_front_time": FRONT_MILLISECONDS / overhead["SmaLLM, fast front"],
     }
 
 
@@ -182,8 +184,7 @@ def completions(seconds: float) -> dict[str, float]:
             one = address.ask("/v1/completions", bodies, clients=clients, seconds=2 * seconds)
             found[clients] = one.tokens / one.seconds
             print(f"{'SmaLLM':<32} {clients:>7} {found[clients]:>9.1f}   {one}", flush=True)
-    print(f"over generate in fp32: {found[AT_ONCE] / alone['fp32']:.2f} times")
-    return {"completions_over_generate": found[AT_ONCE] / alone["bf16"]}
+    return {"completions_over_generate": found[AT_ONCE] / max(alone.values())}
 
 
 def generated(dtype: torch.dtype, seconds: float) -> float:

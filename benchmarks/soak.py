@@ -32,6 +32,8 @@ SETTLED = 0.2  # share of the time after which memory must not grow
 GROWTH = 1.05
 CLIENTS = 32
 BUSY = 429
+BROKEN = 0  # counted as a status: a stream that did not come to its end
+DONE = b"data: [DONE]\n\n"
 
 
 def main() -> None:
@@ -83,7 +85,9 @@ async def soaked(
                     await answer.content.readline()
                     answer.close()
                 else:
-                    await answer.read()
+                    content = await answer.read()
+                    if body.get("stream") and not content.endswith(DONE):
+                        statuses[BROKEN] += 1
 
     async def watch() -> None:
         for number in range(21):

@@ -54,9 +54,9 @@ class Model:
         """See Engine."""
         return await self.versions.next_words(asked)
 
-    async def score(self, texts: list[str]) -> Answers:
+    async def score(self, text: str) -> Json:
         """See Engine."""
-        return await self.versions.score(texts)
+        return await self.versions.score(text)
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
@@ -92,9 +92,9 @@ class Replicas:
         """See Engine."""
         return await self._answer(partial(self.handle.next_words.remote, asked))
 
-    async def score(self, texts: list[str]) -> Answers:
+    async def score(self, text: str) -> Json:
         """See Engine."""
-        return await self._answer(partial(self.handle.score.remote, texts))
+        return await self._answer(partial(self.handle.score.remote, text))
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""

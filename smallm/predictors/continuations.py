@@ -21,6 +21,7 @@ from smallm.predictors.kept_rows import can_keep, joined, new_cache
 from smallm.predictors.sampling import choose
 
 PIECE = 256  # ids of prompts that one step reads: a long prompt does not hold up the others
+MOST_COLUMNS = 2**16  # of all rows, when they are as long as they may get: it bounds the memory
 MOST_ROWS = 32  # that get an id at each step, unless one prompt alone asks for more
 
 
@@ -140,10 +141,13 @@ class Continuations:
         """Those that wait longest, as many as there is room for, padded to the same length."""
         taken: list[_Opening] = []
         longest, rows = 0, len(self._rows)
+        reach = max((len(row.ids) + row.room for row in self._rows), default=0)
         while self._waiting:
             first = self._waiting[0]
             longest, rows = max(longest, first.left), rows + len(first.rows)
-            full = rows > MOST_ROWS and rows > len(first.rows)
+            reach = max(reach, *(len(row.ids) + row.room for row in first.rows))
+            large = rows > MOST_ROWS or rows * reach > MOST_COLUMNS
+            full = large and rows > len(first.rows)
             wide = self.keeps and longest * (len(taken) + 1) > PIECE
             if full or (taken and (wide or taken[0].read)):
                 break

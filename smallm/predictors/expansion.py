@@ -28,7 +28,7 @@ from smallm.next_words import (
 )
 from smallm.predictors import NextWords
 from smallm.predictors.kept_rows import can_keep
-from smallm.word_search import LONGEST, Expand
+from smallm.word_search import LONGEST, Expand, Looks
 
 
 class Expandable(Protocol):
@@ -153,11 +153,21 @@ def next_words_side_by_side(
         return torch.split(after, [len(prefixes) for _, prefixes in wanted])
 
     searches = {
-        place: finding(predictor.token_bytes, predictor.end_ids, k=asked[place][1], limit=limit)
+        place: _with_errors(
+            finding(predictor.token_bytes, predictor.end_ids, k=asked[place][1], limit=limit)
+        )
         for place in prompts
     }
     results |= side_by_side(searches, expand)
     return [results[place] for place in range(len(asked))]
+
+
+def _with_errors(looks: Looks[NextWords]) -> Looks[NextWords | SmallmError]:
+    """A search that ends with its error, so that it ends no other one."""
+    try:
+        return (yield from looks)
+    except SmallmError as error:
+        return error
 
 
 def _next_words_or_error(

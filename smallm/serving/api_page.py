@@ -6,6 +6,7 @@ The OpenAPI document itself may need a key; the page asks for one and sends it w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +54,7 @@ show();
 """
 
 
+@cache
 def _bundled(name: str) -> bytes:
     found = find_spec(PACKAGE)
     if found is None or found.origin is None:

@@ -6,14 +6,14 @@ import math
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from smallm.errors import SmallmError
 from smallm.predictors import Decoding, NextWords, Predictor
 from smallm.predictors.causal import Causal
 from smallm.predictors.continuations import Continuations, Row
 from smallm.predictors.expansion import next_words_side_by_side
-from smallm.serving.pieces import Pieces
+from smallm.serving.pieces import Pieces, echoed
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 
 SEEDS = 2**62
@@ -77,13 +77,13 @@ class Engine:
         milliseconds = 1000 * (time.perf_counter() - start)
         return [_words(each, milliseconds) for each in found]
 
-    def score(self, text: str) -> Json | RequestError:
-        """Log-likelihood and bits per byte of a text."""
+    def score(self, text: str) -> Json:
+        """Log-likelihood and bits per byte of a text; RequestError where there is none."""
         start = time.perf_counter()
         try:
             (found,) = self.predictor.score([text])
         except SmallmError as error:
-            return RequestError(str(error), param="text")
+            raise RequestError(str(error), param="text") from None
         nats, size = float(found.nll.sum()), len(text.encode("utf-8"))
         return {
             "log_likelihood": -nats,
@@ -103,6 +103,7 @@ class Engine:
             raise RequestError(str(error), param="prompt") from None
         answer = Answer(sum(len(ids) - 1 for ids in prompts))  # without the opening
         first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
+        begun: list[tuple[list[int], list[Decoding]]] = []
         for place, (prompt, ids) in enumerate(zip(request.prompt, prompts, strict=True)):
             decodings = [
                 Decoding(
@@ -113,10 +114,14 @@ class Engine:
                 )
                 for number in range(request.n)
             ]
-            rows = under_way.add(ids, decodings, room=causal.room(ids))
-            for index, row in enumerate(rows, start=place * request.n):
-                answer.rows[row] = Pieces(causal, request, index)
-                answer.new += answer.rows[row].opened(prompt, ids)
+            begun.append((ids, decodings))
+            echo = echoed(causal, request, prompt, ids)
+            for index in range(place * request.n, (place + 1) * request.n):
+                answer.new += [replace(delta, index=index) for delta in echo]
+        for ids, decodings in begun:  # when nothing can go wrong any more
+            for row in under_way.add(ids, decodings, room=causal.room(ids)):
+                offset = len(request.prompt[len(answer.rows) // request.n]) if request.echo else 0
+                answer.rows[row] = Pieces(causal, request, len(answer.rows), offset=offset)
                 self._answers[row] = answer
         return answer
 

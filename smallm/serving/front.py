@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from contextvars import Context
 from typing import Protocol, TypeVar
 
 from smallm.serving.completions import completion, streamed
@@ -29,6 +30,8 @@ from smallm.serving.together import UNDER_WAY, Answers, Together
 
 T = TypeVar("T")
 
+MOMENT = 1.0  # seconds for which what is told of the models holds
+ABOUT_SECONDS = 5.0  # in which a model tells of itself
 COMPLETIONS, NEXT_WORDS, SCORE = "/v1/completions", "/v1/next-words", "/v1/score"
 
 
@@ -44,7 +47,7 @@ class Served(Protocol):
     async def next_words(self, asked: list[tuple[str, int]]) -> Answers:
         """See Engine."""
 
-    async def score(self, texts: list[str]) -> Answers:
+    async def score(self, text: str) -> Json:
         """See Engine."""
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
@@ -77,16 +80,26 @@ class Front:
             name: Together(model.next_words, under_way=under_way[name])
             for name, model in models.items()
         }
-        self._score = {
-            name: Together(model.score, under_way=under_way[name]) for name, model in models.items()
-        }
+        self._about: asyncio.Task[dict[str, Json]] | None = None
+        self._about_at = 0.0
 
     async def about(self) -> dict[str, Json]:
-        """What is told of each model, also of those that are unavailable."""
+        """What is told of each model, also of those that are unavailable; a moment old at most.
 
+        All who ask share one question, so that asking for it, which needs no key, costs little.
+        """
+        now = time.monotonic()
+        if self._about is None or now > self._about_at + MOMENT:
+            ask = self._ask_about()
+            loop = asyncio.get_running_loop()
+            # Of no request: Ray cancels with a request what was begun in its context.
+            self._about, self._about_at = loop.create_task(ask, context=Context()), now
+        return await asyncio.shield(self._about)
+
+    async def _ask_about(self) -> dict[str, Json]:
         async def one(model: Served) -> Json:
             try:
-                return await self._in_time(model.about())
+                return await self._in_time(model.about(), time.monotonic() + ABOUT_SECONDS)
             except RequestError as error:
                 return {"available": False, "reason": str(error)}
 
@@ -115,7 +128,7 @@ class Front:
 
         async def one(name: str) -> Json:
             with self._asked(name, SCORE):
-                found = await self._in_time(self._score[name](request.text))
+                found = await self._in_time(self.models[name].score(request.text))
                 self.metrics.tokens(name, prompt=found["tokens"])
                 return found
 
@@ -166,6 +179,8 @@ class Front:
         check_at_most("n times the number of prompts", count, most.most_continuations)
         for prompt in request.prompt:
             self._check_length("prompt", prompt)
+        if request.stream_options is not None and not request.stream:
+            raise RequestError("stream_options needs stream", param="stream_options")
         if not request.stream:
             return await self._completed(request)
         pieces = self._pieces(request)
@@ -200,6 +215,7 @@ class Front:
         answers = await asyncio.gather(
             *(_or_error(self._in_time(self.models[name].reload())) for name in names)
         )
+        self._about = None
         return {"models": dict(zip(names, answers, strict=True))}
 
     async def _all(self, names: list[str] | None, ask: Callable[[str], Awaitable[Json]]) -> Json:
@@ -239,13 +255,12 @@ class Front:
 
     async def _in_time(self, answer: Awaitable[T], end: float | None = None) -> T:
         """What is awaited, by a moment, else within the timeout."""
-        most = self.settings.request_timeout
-        left = most if end is None else end - time.monotonic()
+        left = self.settings.request_timeout if end is None else end - time.monotonic()
         try:
             async with asyncio.timeout(left):
                 return await answer
         except TimeoutError:
-            raise RequestError(f"no answer within {most:g} s", status=504) from None
+            raise RequestError("no answer in time", status=504) from None
 
 
 async def _or_error(answer: Awaitable[Json]) -> Json:

@@ -31,6 +31,7 @@ Reason = Literal["key", "host", "size", "slow", "busy", "busy_key"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/", "/page.css", "/page.js", "/favicon.ico"})
 LINGER = 2.0  # seconds in which the rest of a refused body is thrown away
+ELSEWHERE = {"cross-site", "same-site"}  # what browsers say of a request by another site's page
 RETRY_AFTER = 1  # seconds
 ALWAYS: dict[bytes, bytes] = {
     b"x-content-type-options": b"nosniff",
@@ -252,6 +253,8 @@ def _asker(scope: Scope, rules: Rules) -> str:
 
 def _local_address(scope: Scope) -> str:
     """The client's address. A web site's name that was made to point here is refused."""
+    if _only(scope, b"sec-fetch-site") in ELSEWHERE:
+        raise _Refused("host", 421, "without keys this server does not answer other web sites")
     host = _only(scope, b"host")
     if host is not None and not is_loopback(_name_of(host)):
         raise _Refused("host", 421, "without keys this server answers only as localhost")

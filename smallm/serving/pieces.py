@@ -9,27 +9,37 @@ from torch import Tensor
 
 from smallm.predictors.causal import Causal, text_decoder
 from smallm.predictors.continuations import Step
-from smallm.serving.protocol import CompletionRequest, Delta, Json
+from smallm.serving.protocol import CompletionRequest, Delta, Json, check_at_most
+
+MOST_ECHOED = 1024  # tokens of a prompt whose log-probabilities are told
+
+
+def echoed(
+    causal: Causal, request: CompletionRequest, prompt: str, ids: Sequence[int]
+) -> list[Delta]:
+    """The prompt itself, where it was asked for; RequestError where it is too long to be told."""
+    if not request.echo:
+        return []
+    told = _LogProbs(causal, request.logprobs, 0)
+    if request.logprobs is not None and len(ids) > 1:
+        check_at_most("the tokens of a prompt with echo and logprobs", len(ids) - 1, MOST_ECHOED)
+        for chosen, logits in zip(ids[1:], causal.logits_after_each(ids[:-1]), strict=True):
+            told.add(chosen, logits)
+    return [Delta(0, prompt, told.taken())]
 
 
 class Pieces:
-    """Makes deltas of the steps of one continuation."""
+    """Makes deltas of the steps of one continuation, which begins `offset` characters after 0."""
 
-    def __init__(self, causal: Causal, request: CompletionRequest, index: int) -> None:
+    def __init__(
+        self, causal: Causal, request: CompletionRequest, index: int, *, offset: int
+    ) -> None:
         self.causal = causal
         self.index = index
         self.ended = False
-        self._echo = request.echo
-        self._told = _LogProbs(causal, request.logprobs)
+        self._told = _LogProbs(causal, request.logprobs, offset)
         self._decoder, self._stop = text_decoder(), StopText(request.stop or ())
         self._tokens = 0  # since the last delta
-
-    def opened(self, prompt: str, ids: Sequence[int]) -> list[Delta]:
-        """The prompt itself, where it was asked for."""
-        if not self._echo:
-            return []
-        self._told.prompt(ids)
-        return [Delta(self.index, prompt, self._told.taken())]
 
     def add(self, step: Step | None) -> list[Delta]:
         """What a step adds; None ends the text."""
@@ -87,10 +97,11 @@ def _overlap(text: str, stop: str) -> int:
 class _LogProbs:
     """Log-probabilities in the shape of OpenAI's completions; nothing where none were asked for."""
 
-    def __init__(self, causal: Causal, count: int | None) -> None:
+    def __init__(self, causal: Causal, count: int | None, offset: int) -> None:
         self.causal = causal
         self.count = count
-        self.offset = 0
+        self.offset = offset
+        self._decoder = text_decoder()
         self._new()
 
     def _new(self) -> None:
@@ -99,21 +110,13 @@ class _LogProbs:
         self.tops: list[dict[str, float] | None] = []
         self.offsets: list[int] = []
 
-    def prompt(self, ids: Sequence[int]) -> None:
-        """The tokens of a prompt after its opening."""
-        if self.count is None:
-            return
-        for chosen, logits in zip(ids[1:], self.causal.logits_after_each(ids[:-1]), strict=True):
-            self.add(chosen, logits)
-
     def add(self, chosen: int, logits: Tensor) -> None:
         """One token and the logits of its place."""
         if self.count is None:
             return
         logprobs = logits.log_softmax(0)
         best = torch.topk(logprobs, self.count)
-        name = self._name(chosen)
-        self.tokens.append(name)
+        self.tokens.append(self._name(chosen))
         self.values.append(float(logprobs[chosen]))
         self.tops.append(
             {
@@ -122,10 +125,15 @@ class _LogProbs:
             }
         )
         self.offsets.append(self.offset)
-        self.offset += len(name)
+        self.offset += len(self._decoder.decode(self.causal.token_bytes[chosen]))
 
     def _name(self, token: int) -> str:
-        return self.causal.token_bytes[token].decode("utf-8", "replace")
+        """Its text; of a part of a character its bytes, as OpenAI writes them."""
+        content = self.causal.token_bytes[token]
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     def taken(self) -> Json | None:
         """What was added since the last time."""

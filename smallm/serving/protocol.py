@@ -144,6 +144,8 @@ class NextWordsRequest(Request):
 class CompareRequest(NextWordsRequest):
     """The same prompt to several models: next words and a continuation of each."""
 
+    models: Names | None = None
+    """Names of /v1/models; by default all: what is unavailable shows why."""
     max_tokens: Count = 24
     """Most tokens of a continuation."""
     temperature: Annotated[float, Field(ge=0, le=100)] | Literal["fitted"] = 0.8

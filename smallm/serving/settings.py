@@ -57,8 +57,8 @@ class ServeSettings(Resources):
     """The champion of MLflow, models:/smallm/3, baselines, folders, hub ids: a name, or a name
     with resources of its own."""
     key_file: Path | None = None
-    """API keys, one a line; SMALLM_API_KEYS holds them, too. Without keys all who reach it may ask.
-    """
+    """API keys, one a line; without it those of SMALLM_API_KEYS, separated by commas. Without
+    keys only this machine is answered."""
     poll_seconds: float = Field(default=30, gt=0)
     """How often MLflow is asked for a new champion."""
     request_timeout: float = Field(default=60, gt=0)
@@ -69,7 +69,7 @@ class ServeSettings(Resources):
     """Largest number of prompts times n of one request."""
     most_words: int = Field(default=100, ge=1)
     """Largest k of next words."""
-    most_characters: int = Field(default=100_000, ge=1)
+    most_characters: int = Field(default=20_000, ge=1)
     """Longest prompt or text."""
     most_waiting: int = Field(default=256, ge=1)
     """Requests that one model works on or that wait for it; others are told to try again."""

@@ -45,9 +45,10 @@ class Versions:
         return {"available": True, "version": self.version, **self._worker.engine.about()}
 
     async def poll(self, seconds: float) -> None:
-        """Looks for a newer version every so many seconds; what has none needs no looking."""
+        """Looks for a newer version every so many seconds; what has none needs no looking
+        once it is loaded."""
         told = ""
-        while is_registered(self.name):
+        while is_registered(self.name) or self._worker is None:
             await asyncio.sleep(seconds)
             try:
                 await self.reload()
@@ -112,11 +113,10 @@ class Versions:
             for answer in (answers if isinstance(answers, list) else [answers] * len(part))
         ]
 
-    async def score(self, texts: list[str]) -> Answers:
+    async def score(self, text: str) -> Json:
         """See Engine."""
         worker = self._current()
-        jobs = [worker.do(partial(worker.engine.score, text)) for text in texts]
-        return list(await asyncio.gather(*map(_or_failure, jobs)))
+        return await worker.do(partial(worker.engine.score, text))
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""

@@ -1,7 +1,7 @@
 """The thread that does a model's work, so that its process goes on listening.
 
 It gives every continuation under way one more token, then does one of the other jobs that wait, and
-so on: neither long texts nor many questions hold up the others.
+so on: many questions cannot starve the continuations, though each slows them by its own time.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from smallm.predictors import Decoding
+from smallm.predictors.causal import text_decoder
 from smallm.predictors.loading import load_predictor
 from smallm.serving.pieces import StopText
 
@@ -44,6 +45,21 @@ def test_a_stream_gives_the_same_text_in_pieces(served):
     assert pieces[-1].choices[0].finish_reason == "length"
 
 
+def bytes_of(name):
+    """The bytes of a token, which for a part of a character are written as OpenAI writes them."""
+    if not name.startswith("bytes:"):
+        return name.encode()
+    return bytes.fromhex(name.removeprefix("bytes:").replace("\\x", ""))
+
+
+def offsets_of(names):
+    decoder, offsets, place = text_decoder(), [], 0
+    for name in names:
+        offsets.append(place)
+        place += len(decoder.decode(bytes_of(name)))
+    return offsets
+
+
 def test_several_prompts_and_continuations_with_log_probabilities(served):
     made = served.client.completions.create(
         model=served.gpt2, prompt=["a", "b"], n=2, max_tokens=3, seed=1, logprobs=2, echo=True
@@ -54,7 +70,8 @@ def test_several_prompts_and_continuations_with_log_probabilities(served):
         told = choice.logprobs
         assert choice.text.startswith("a" if choice.index < 2 else "b")
         assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 4
-        assert "".join(told.tokens) == choice.text
+        assert b"".join(map(bytes_of, told.tokens)).decode(errors="replace") == choice.text
+        assert told.text_offset == offsets_of(told.tokens)
         for value, top in zip(told.token_logprobs, told.top_logprobs, strict=True):
             assert value <= max(top.values()) + 1e-5
     log_likelihood = made.choices[0].logprobs.token_logprobs[0]

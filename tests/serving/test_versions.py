@@ -64,7 +64,7 @@ def test_a_model_that_cannot_be_loaded_is_unavailable_and_says_why(folder, tmp_p
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda versions: versions.score(["a b"]),
+        lambda versions: versions.score("a b"),
         lambda versions: versions.next_words([("a", 1)]),
         lambda versions: versions.completed(LONG),
     ],
@@ -109,18 +109,29 @@ def test_who_goes_away_while_the_model_begins_leaves_nothing_behind(versions, mo
 
 @pytest.mark.parametrize("error", [RuntimeError("inside"), Panic("inside")])
 def test_a_job_that_fails_fails_alone(versions, monkeypatch, error):
-    score = versions._worker.engine.score
+    next_words = versions._worker.engine.next_words
 
-    def failing(text):
-        if text == "bad":
+    def failing(asked):
+        if asked == [("bad", 1)]:
             raise error
-        return score(text)
+        return next_words(asked)
 
-    monkeypatch.setattr(versions._worker.engine, "score", failing)
-    first, second, third = run(versions.score(["a", "bad", "b"]))
-    assert first["tokens"]
-    assert third["tokens"]
+    monkeypatch.setattr(versions._worker.engine, "next_words", failing)
+    first, second, third = run(versions.next_words([("a", 1), ("bad", 1), ("b", 1)]))
+    assert first["words"]
+    assert third["words"]
     assert (str(second), second.status) == ("the model failed", 500)
+
+
+def test_an_empty_prompt_with_echo_and_log_probabilities_leaves_the_others_alone(versions):
+    odd = CompletionRequest(model="m", prompt=[""], echo=True, logprobs=1, max_tokens=3)
+
+    async def both():
+        return await asyncio.gather(versions.completed(LONG), versions.completed(odd))
+
+    (_, whole), (_, told) = run(both())
+    assert sum(delta.tokens for delta in whole) == LONG.max_tokens
+    assert told[0].logprobs["tokens"] == []
 
 
 @pytest.mark.parametrize("error", [RuntimeError("inside"), Panic("inside")])
@@ -169,9 +180,9 @@ def test_a_version_that_cannot_be_loaded_leaves_the_current_one(versions, monkey
         with pytest.raises(RequestError, match="no space left") as raised:
             await versions.reload()
         assert raised.value.status == 503
-        return await versions.score(["a"])
+        return await versions.score("a")
 
-    assert run(asked())[0]["tokens"]
+    assert run(asked())["tokens"]
     assert versions.about()["version"] == ""
 
 

@@ -227,6 +227,7 @@ class Column {
       max_tokens: asked.most_tokens,
       temperature: temperature.sent,
       stream: true,
+      stream_options: { include_usage: true },
     };
     if (asked.seed !== null) body.seed = asked.seed;
     const continuation = new Continuation();
