@@ -1,8 +1,8 @@
 """Speed of the server beside others on this machine: `python -m benchmarks.serving`.
 
-Next words of a SmaLLM (default shape, trained briefly on invented text) by SmaLLM's
-server, by LitServe and by bare FastAPI, asked by 1, 8, 32 and 128 clients, each of which asks again
-as soon as it is answered, all servers the same prompts. Then completions of SmolLM2-135M by 8 clients
+Next words of a SmaLLM (default shape, trained briefly on invented text) by SmaLLM's server, by
+LitServe and by bare FastAPI, asked by 1, 8, 32 and 128 clients, each of which asks again as soon as
+it is answered; all servers get the same prompts. Then completions of SmolLM2-135M by 8 clients
 beside `generate` of transformers, one after another. Exits with 1 when a goal is not reached.
 """
 
