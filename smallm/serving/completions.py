@@ -31,8 +31,8 @@ def completion(
         found["text"] += delta.text
         found["finish_reason"] = delta.finish_reason
         if delta.logprobs is not None:
-            for name, values in delta.logprobs.items():
-                found["logprobs"][name] += values
+            before = found["logprobs"]  # several continuations may share the echo's
+            found["logprobs"] = {name: before[name] + new for name, new in delta.logprobs.items()}
     ordered = [choices[index] for index in sorted(choices)]
     return {
         **about,
