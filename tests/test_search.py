@@ -182,6 +182,7 @@ def test_control_c_ends_cleanly_with_what_is_known(place):
     assert search.info.status == "KILLED"
 
 
+@pytest.mark.long
 def test_actors_are_reused_and_no_state_leaks_between_trials(place):
     """With one worker process for all, equal configs give equal numbers to the last bit."""
     same = "\n".join(
@@ -197,6 +198,7 @@ def test_actors_are_reused_and_no_state_leaks_between_trials(place):
     assert all(each == first[0] for each in first)
 
 
+@pytest.mark.long
 def test_a_stopped_tracking_server_loses_nothing(place, free_port):
     server = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"),
