@@ -32,7 +32,11 @@ from smallm.serving.together import Answers
 FAILURES = (RayError, RayTaskError, RayServeException)
 
 
-@serve.deployment(max_ongoing_requests=1024, health_check_period_s=2)
+@serve.deployment(
+    max_ongoing_requests=1024,
+    health_check_period_s=2,
+    logging_config={"enable_access_log": False},  # the front writes a line for each request
+)
 class Model:
     """One model; a newer version takes over while the old one ends what it has begun."""
 
