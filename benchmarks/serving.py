@@ -133,14 +133,12 @@ def main() -> None:
 
 def next_words(folder: Path, seconds: float) -> dict[str, float]:
     """Requests a second of all servers; the ratios at 32 clients."""
-    predictor, prompts = trained(folder, 1, DIFFERENT)
-    predictor.model.save_pretrained(folder / "model")
-    predictor.tokenizer.save_pretrained(folder / "model")
+    model, prompts = saved(folder)
     print(f"{'next words of a SmaLLM':<32} clients  a second    p50 ms    p99 ms")
     found: dict[tuple[str, int], Load] = {}
     for server in SERVERS:
         bodies = cycle({"prompt": prompt, "k": TOP} for prompt in prompts)  # the same for all
-        with running(server, str(folder / "model")) as address:
+        with running(server, model) as address:
             address.ask(PATH, bodies, clients=8, seconds=WARM_UP)
             for clients in CLIENTS:
                 one = found[server.label, clients] = address.ask(
@@ -164,6 +162,14 @@ def next_words(folder: Path, seconds: float) -> dict[str, float]:
         "front_time": FRONT_MILLISECONDS / overhead["SmaLLM"],
         "fast_front_time": FRONT_MILLISECONDS / overhead["SmaLLM, fast front"],
     }
+
+
+def saved(folder: Path) -> tuple[str, list[str]]:
+    """The folder of a trained SmaLLM, and many different prompts."""
+    predictor, prompts = trained(folder, 1, DIFFERENT)
+    predictor.model.save_pretrained(folder / "model")
+    predictor.tokenizer.save_pretrained(folder / "model")
+    return str(folder / "model"), prompts
 
 
 def completions(seconds: float) -> dict[str, float]:

@@ -23,9 +23,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benchmarks.next_words import trained
 from benchmarks.servers import PATH
-from benchmarks.serving import DIFFERENT, TOP, Address, Server, running
+from benchmarks.serving import TOP, Address, Server, running, saved
 
 SECONDS = 600.0
 SETTLED = 0.2  # share of the time after which memory must not grow
@@ -43,13 +42,10 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SMALLM_HOME"] = str(Path(folder) / "home")
-        predictor, prompts = trained(Path(folder), 1, DIFFERENT)
-        model = Path(folder) / "model"
-        predictor.model.save_pretrained(model)
-        predictor.tokenizer.save_pretrained(model)
-        with running(Server("SmaLLM", "smallm"), str(model)) as server:
+        model, prompts = saved(Path(folder))
+        with running(Server("SmaLLM", "smallm"), model) as server:
             statuses, memory = asyncio.run(
-                soaked(server, cycle(bodies_of(str(model), prompts)), options.seconds)
+                soaked(server, cycle(bodies_of(model, prompts)), options.seconds)
             )
     print(f"answers: {dict(statuses)}")
     settled = [size for share, size in memory if share >= SETTLED]

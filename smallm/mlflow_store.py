@@ -299,15 +299,10 @@ class MlflowStore:
 
 def registered_version(uri: str, model_uri: str) -> str:
     """The version that models:/NAME/VERSION or models:/NAME@ALIAS means now."""
-    found = MODEL_URI.fullmatch(model_uri)
-    if found is None:
-        raise SmallmError(
-            f"{model_uri}: a registered model is written models:/NAME/VERSION or models:/NAME@ALIAS"
-        )
+    name, alias, version = _named(model_uri)
     client = answering_client(uri)
-    name, alias, version = found.groups()
     try:
-        if alias is None:
+        if version:
             return str(client.get_model_version(name, version).version)
         return str(client.get_model_version_by_alias(name, alias).version)
     except ERRORS as error:
@@ -317,7 +312,7 @@ def registered_version(uri: str, model_uri: str) -> str:
 def fetched_version(uri: str, model_uri: str, version: str, home: Path) -> Path:
     """The model folder of a version of a registered model, fetched into the home once."""
     client = answering_client(uri)
-    name = model_uri.removeprefix("models:/").split("@")[0].split("/")[0]
+    name, _, _ = _named(model_uri)
     try:
         found = client.get_model_version(name, version)
         digest = found.tags.get(DIGEST_TAG) or found.run_id or "untagged"
@@ -332,6 +327,17 @@ def fetched_version(uri: str, model_uri: str, version: str, home: Path) -> Path:
     except ERRORS as error:
         raise _no_model(uri, model_uri, error) from None
     return folder / "packed" / "artifacts" / "model"
+
+
+def _named(model_uri: str) -> tuple[str, str, str]:
+    """The name, the alias and the version, one of which is empty."""
+    found = MODEL_URI.fullmatch(model_uri)
+    if found is None:
+        raise SmallmError(
+            f"{model_uri}: a registered model is written models:/NAME/VERSION or models:/NAME@ALIAS"
+        )
+    name, alias, version = found.groups(default="")
+    return name, alias, version
 
 
 def _no_model(uri: str, model_uri: str, error: Exception) -> SmallmError:

@@ -133,7 +133,7 @@ class Rest:
     masses: NDArray[np.float32]
     """Of each id; 0 for those that do not continue the prefix or were taken out."""
     top: float
-    """The largest of them, while nothing was taken out."""
+    """The largest of them; -1 when something was taken out since."""
     chain: int
     """The most ids that can lead to one word."""
     share: int

@@ -13,7 +13,7 @@ from smallm.predictors import Decoding
 from smallm.predictors import continuations as under_test
 from smallm.predictors.causal import Causal
 from smallm.predictors.continuations import Continuations
-from smallm.predictors.kept_rows import SPARE, RoomyLayer, can_keep
+from smallm.predictors.kept_rows import SPARE, RoomyLayer
 from smallm.settings import ModelSettings
 
 MODELS = {
@@ -126,4 +126,4 @@ def test_a_layer_holds_what_transformers_own_layer_holds():
 
 
 def test_a_smallm_keeps_nothing_and_attention_is_kept(causal):
-    assert can_keep(causal.model) is (causal.name != "smallm")
+    assert causal.keeps is (causal.name != "smallm")

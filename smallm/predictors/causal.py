@@ -18,6 +18,7 @@ from smallm.errors import SmallmError
 from smallm.models.huggingface import SmaLLMForCausalLM
 from smallm.predictors import Decoding, Kind, NextWords
 from smallm.predictors.continuations import Continuations, Step
+from smallm.predictors.kept_rows import can_keep
 from smallm.predictors.token_bytes import token_bytes
 from smallm.predictors.windows import Window, overlapping_windows, rolling_windows
 from smallm.scoring import TOP, Scores, rank
@@ -78,7 +79,7 @@ class Causal:
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.parameters = sum(weight.numel() for weight in model.parameters())
-        self.context = None if self.is_smallm else _context(model.config, tokenizer)
+        self.context = None if self._is_smallm else _context(model.config, tokenizer)
         first = tokenizer.bos_token_id
         first = tokenizer.eos_token_id if first is None else first
         if first is None:
@@ -90,8 +91,7 @@ class Causal:
         self.opening: list[int] = [first]
 
     @property
-    def is_smallm(self) -> bool:
-        """Whether it is a model of SmaLLM, which sees a window."""
+    def _is_smallm(self) -> bool:
         return isinstance(self.model, SmaLLMForCausalLM)
 
     @cached_property
@@ -182,7 +182,7 @@ class Causal:
         Some models scale or cap their logits after it; a few tokens tell.
         """
         head = self.model.get_output_embeddings()
-        if self.is_smallm or head is None or self.model.base_model is self.model:
+        if self._is_smallm or head is None or self.model.base_model is self.model:
             return None
         ids = torch.tensor([self.opening * 3], device=self.device)
         whole = self.model(input_ids=ids).logits
@@ -250,6 +250,11 @@ class Causal:
     def logits_after_each(self, ids: Sequence[int]) -> Tensor:
         """Logits (len(ids), ids) after each of the ids, which begin with the opening."""
         return self.model(input_ids=torch.tensor([list(ids)], device=self.device)).logits[0].float()  # type: ignore[no-any-return]
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether what was read can be kept as kept_rows keeps it."""
+        return can_keep(self.model)
 
     @cached_property
     def forward_options(self) -> frozenset[str]:

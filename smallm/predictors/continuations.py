@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from smallm.predictors import Decoding
-from smallm.predictors.kept_rows import can_keep, joined, new_cache
+from smallm.predictors.kept_rows import joined, new_cache
 from smallm.predictors.sampling import choose
 
 PIECE = 256  # ids of prompts that one step reads: a long prompt does not hold up the others
@@ -39,6 +39,10 @@ class Continuable(Protocol):
     @property
     def forward_options(self) -> frozenset[str]:
         """Names of what the model's forward takes."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what was read can be kept as kept_rows keeps it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,6 @@ class Continuations:
 
     def __init__(self, causal: Continuable) -> None:
         self.causal = causal
-        self.keeps = can_keep(causal.model)
         self._waiting: deque[_Opening] = deque()
         self._rows: list[Row] = []
         self._cache = new_cache()
@@ -107,10 +110,10 @@ class Continuations:
     def step(self) -> list[tuple[Row, Step | None]]:
         """One more id for each row that goes on; None where its text ends."""
         self._let_go()
-        if not self.keeps:
+        if not self.causal.keeps:
             self._rows += [row for each in self._next_openings() for row in each.rows]
         logits = [self._next_logits()] if self._rows else []
-        if self.keeps and (read := self._next_openings()):
+        if self.causal.keeps and (read := self._next_openings()):
             logits.append(self._joined(read))
         if not any(map(len, logits)):
             return []
@@ -148,7 +151,7 @@ class Continuations:
             reach = max(reach, *(len(row.ids) + row.room for row in first.rows))
             large = rows > MOST_ROWS or rows * reach > MOST_COLUMNS
             full = large and rows > len(first.rows)
-            wide = self.keeps and longest * (len(taken) + 1) > PIECE
+            wide = self.causal.keeps and longest * (len(taken) + 1) > PIECE
             if full or (taken and (wide or taken[0].read)):
                 break
             taken.append(self._waiting.popleft())
@@ -158,7 +161,7 @@ class Continuations:
         """Reads on in prompts; logits (rows that join, ids) after those that are read."""
         first = openings[0]
         pieces = [each.ids[each.read : each.read + PIECE] for each in openings]
-        logits = self._forward(pieces, first.cache, [each.read for each in openings])
+        logits = _forward(self.causal, pieces, first.cache, [each.read for each in openings])
         first.read += len(pieces[0])
         if first.left:
             self._waiting.appendleft(first)
@@ -172,32 +175,37 @@ class Continuations:
 
     def _next_logits(self) -> Tensor:
         """Logits (rows, ids) after the rows under way."""
-        if not self.keeps:
-            seen = getattr(self.causal.model, "seen", list)
-            ids = [seen(row.ids) for row in self._rows]
-            return self._forward(ids, None, [0] * len(ids))
+        if not self.causal.keeps:
+            return logits_after(self.causal, [row.ids for row in self._rows])
         ids = [row.ids[-1:] for row in self._rows]
-        return self._forward(ids, self._cache, [len(row.ids) - 1 for row in self._rows])
+        return _forward(self.causal, ids, self._cache, [len(row.ids) - 1 for row in self._rows])
 
-    def _forward(
-        self, ids: Sequence[Sequence[int]], cache: Cache | None, before: Sequence[int]
-    ) -> Tensor:
-        """Logits (rows, ids) after ids, `before` others of each row being in the cache already."""
-        model, options = self.causal.model, self.causal.forward_options
-        width = max(map(len, ids))
-        columns = width + (cache.get_seq_length() if cache is not None else 0)
-        lengths = torch.tensor([held + len(each) for held, each in zip(before, ids, strict=True)])
-        padding = columns - lengths[:, None]
-        given: dict[str, Any] = {"use_cache": cache is not None}
-        if cache is not None:
-            given["past_key_values"] = cache
-        if padding.any():
-            given["attention_mask"] = (torch.arange(columns) >= padding).long().to(model.device)
-        if "position_ids" in options:
-            places = torch.arange(columns - width, columns) - padding
-            given["position_ids"] = places.clamp_min(0).to(model.device)
-        if "logits_to_keep" in options:
-            given["logits_to_keep"] = 1
-        padded = [[0] * (width - len(each)) + list(each) for each in ids]
-        logits: Tensor = model(input_ids=torch.tensor(padded, device=model.device), **given).logits
-        return logits[:, -1]
+
+def logits_after(causal: Continuable, texts: Sequence[list[int]]) -> Tensor:
+    """Logits (texts, ids) after texts of ids that are read anew, by what the model sees of them."""
+    seen = getattr(causal.model, "seen", list)
+    return _forward(causal, [seen(ids) for ids in texts], None, [0] * len(texts))
+
+
+def _forward(
+    causal: Continuable, ids: Sequence[Sequence[int]], cache: Cache | None, before: Sequence[int]
+) -> Tensor:
+    """Logits (rows, ids) after ids, `before` others of each row being in the cache already."""
+    model, options = causal.model, causal.forward_options
+    width = max(map(len, ids))
+    columns = width + (cache.get_seq_length() if cache is not None else 0)
+    lengths = torch.tensor([held + len(each) for held, each in zip(before, ids, strict=True)])
+    padding = columns - lengths[:, None]
+    given: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        given["past_key_values"] = cache
+    if padding.any():
+        given["attention_mask"] = (torch.arange(columns) >= padding).long().to(model.device)
+    if "position_ids" in options:
+        places = torch.arange(columns - width, columns) - padding
+        given["position_ids"] = places.clamp_min(0).to(model.device)
+    if "logits_to_keep" in options:
+        given["logits_to_keep"] = 1
+    padded = [[0] * (width - len(each)) + list(each) for each in ids]
+    logits: Tensor = model(input_ids=torch.tensor(padded, device=model.device), **given).logits
+    return logits[:, -1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -23,24 +22,20 @@ from smallm.next_words import (
     check_prompt,
     finding,
     rank_at_most,
-    searched,
     side_by_side,
 )
+from smallm.next_words import next_words as search_next_words
 from smallm.predictors import NextWords
-from smallm.predictors.kept_rows import can_keep
+from smallm.predictors.continuations import Continuable, logits_after
 from smallm.word_search import LONGEST, Expand, Looks
 
 
-class Expandable(Protocol):
+class Expandable(Continuable, Protocol):
     """What is needed of a causal model and its tokenizer."""
 
     @property
     def name(self) -> str:
         """As a person knows the model."""
-
-    @property
-    def model(self) -> Any:
-        """A causal model of transformers, in evaluation mode."""
 
     @property
     def context(self) -> int | None:
@@ -54,10 +49,6 @@ class Expandable(Protocol):
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes of each id, one for each of the model's outputs."""
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Ids that end a text."""
-
     def encode(self, text: str) -> list[int]:
         """Ids of a text without special ones."""
 
@@ -66,11 +57,11 @@ class Expandable(Protocol):
 def expansion(predictor: Expandable, prompt: str) -> Expand:
     """What a model says after a prompt and prefixes of ids; SmallmError for a bad prompt."""
     ids = _prompt_ids(predictor, prompt)
+    if not predictor.keeps:
+        return lambda prefixes: _after(predictor, [[*ids, *each] for each in prefixes])
     model = predictor.model
-    if not can_keep(model):
-        return lambda prefixes: _after(model, [[*ids, *each] for each in prefixes])
     prompt_ids = torch.tensor([ids], device=model.device)
-    kept = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    kept = {"logits_to_keep": 1} if "logits_to_keep" in predictor.forward_options else {}
     out = model(prompt_ids, use_cache=True, **kept)
     return _Cached(model, out.past_key_values, out.logits[:, -1])
 
@@ -110,34 +101,24 @@ class _Cached:
 
 
 @torch.inference_mode()
-def _after(model: Any, texts: Sequence[list[int]]) -> Tensor:
-    """Log-probabilities (texts, ids) after texts of ids, by a model that keeps nothing."""
-    seen = getattr(model, "seen", list)
-    rows = [seen(each) for each in texts]
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(each)) + each for each in rows])
-    before = longest - torch.tensor([[len(each)] for each in rows])
-    mask = (torch.arange(longest) >= before).long()
-    device = model.device
-    logits = model(ids.to(device), attention_mask=mask.to(device), logits_to_keep=1).logits
-    return logits[:, -1].float().log_softmax(-1)  # type: ignore[no-any-return]
+def _after(predictor: Expandable, texts: Sequence[list[int]]) -> Tensor:
+    """Log-probabilities (texts, ids) after texts of ids."""
+    return logits_after(predictor, texts).float().log_softmax(-1)
 
 
 def next_words(predictor: Expandable, prompt: str, *, k: int, limit: int = LIMIT) -> NextWords:
     """The k most probable next words of a model; SmallmError for a bad prompt or k."""
     expand = expansion(predictor, prompt)
-    return searched(finding(predictor.token_bytes, predictor.end_ids, k=k, limit=limit), expand)
+    return search_next_words(expand, predictor.token_bytes, predictor.end_ids, k=k, limit=limit)
 
 
 def next_words_side_by_side(
-    predictor: Expandable, asked: Sequence[tuple[str, int]], *, limit: int = LIMIT
+    predictor: Expandable, asked: Sequence[tuple[str, int]]
 ) -> list[NextWords | SmallmError]:
     """The k most probable next words of each (prompt, k); a bad one has its error.
 
-    A model that keeps nothing of a text looks at all prompts together.
+    All prompts are looked at together, and read anew: for models that keep nothing of a text.
     """
-    if can_keep(predictor.model):
-        return [_next_words_or_error(predictor, *each, limit=limit) for each in asked]
     results: dict[int, NextWords | SmallmError] = {}
     prompts = {}
     for place, (prompt, k) in enumerate(asked):
@@ -149,13 +130,11 @@ def next_words_side_by_side(
 
     def expand(wanted: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> Sequence[Tensor]:
         texts = [[*prompts[place], *each] for place, prefixes in wanted for each in prefixes]
-        after = _after(predictor.model, texts)
+        after = _after(predictor, texts)
         return torch.split(after, [len(prefixes) for _, prefixes in wanted])
 
     searches = {
-        place: _with_errors(
-            finding(predictor.token_bytes, predictor.end_ids, k=asked[place][1], limit=limit)
-        )
+        place: _with_errors(finding(predictor.token_bytes, predictor.end_ids, k=asked[place][1]))
         for place in prompts
     }
     results |= side_by_side(searches, expand)
@@ -166,15 +145,6 @@ def _with_errors(looks: Looks[NextWords]) -> Looks[NextWords | SmallmError]:
     """A search that ends with its error, so that it ends no other one."""
     try:
         return (yield from looks)
-    except SmallmError as error:
-        return error
-
-
-def _next_words_or_error(
-    predictor: Expandable, prompt: str, k: int, *, limit: int
-) -> NextWords | SmallmError:
-    try:
-        return next_words(predictor, prompt, k=k, limit=limit)
     except SmallmError as error:
         return error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -25,8 +25,6 @@ from smallm.serving.protocol import (
     ScoreRequest,
     error_body,
 )
-
-T = TypeVar("T")
 
 AGAIN = {429, 503}  # worth trying again
 EVENTS = "text/event-stream"

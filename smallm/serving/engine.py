@@ -64,13 +64,13 @@ class Engine:
     @property
     def together(self) -> int:
         """Prompts whose next words are searched side by side: more only hold up each other."""
-        return TOGETHER if isinstance(self.predictor, Causal) and self.predictor.is_smallm else 1
+        return TOGETHER if isinstance(self.predictor, Causal) and not self.predictor.keeps else 1
 
     def next_words(self, asked: Sequence[tuple[str, int]]) -> list[Json | RequestError]:
         """The k most probable next words of each (prompt, k), with their bounds."""
         start = time.perf_counter()
         found: list[NextWords | SmallmError]
-        if isinstance(self.predictor, Causal):
+        if isinstance(self.predictor, Causal) and not self.predictor.keeps:
             found = next_words_side_by_side(self.predictor, asked)
         else:
             found = [_or_error(self.predictor, prompt, k) for prompt, k in asked]
@@ -101,27 +101,26 @@ class Engine:
             prompts = [causal.opened(prompt) for prompt in request.prompt]
         except SmallmError as error:
             raise RequestError(str(error), param="prompt") from None
-        answer = Answer(sum(len(ids) - 1 for ids in prompts))  # without the opening
+        echoes = [
+            echoed(causal, request, *each) for each in zip(request.prompt, prompts, strict=True)
+        ]
         first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
-        begun: list[tuple[list[int], list[Decoding]]] = []
-        for place, (prompt, ids) in enumerate(zip(request.prompt, prompts, strict=True)):
-            decodings = [
-                Decoding(
-                    max_tokens=request.max_tokens,
-                    temperature=temperature,
-                    top_p=request.top_p,
-                    seed=first + number,
-                )
-                for number in range(request.n)
-            ]
-            begun.append((ids, decodings))
-            echo = echoed(causal, request, prompt, ids)
-            for index in range(place * request.n, (place + 1) * request.n):
+        decodings = [
+            Decoding(
+                max_tokens=request.max_tokens,
+                temperature=temperature,
+                top_p=request.top_p,
+                seed=first + number,
+            )
+            for number in range(request.n)
+        ]
+        answer = Answer(sum(len(ids) - 1 for ids in prompts))  # without the opening
+        for prompt, ids, echo in zip(request.prompt, prompts, echoes, strict=True):
+            for row in under_way.add(ids, decodings, room=causal.room(ids)):  # nothing fails now
+                index = len(answer.rows)
+                offset = len(prompt) if request.echo else 0
+                answer.rows[row] = Pieces(causal, request, index, offset=offset)
                 answer.new += [replace(delta, index=index) for delta in echo]
-        for ids, decodings in begun:  # when nothing can go wrong any more
-            for row in under_way.add(ids, decodings, room=causal.room(ids)):
-                offset = len(request.prompt[len(answer.rows) // request.n]) if request.echo else 0
-                answer.rows[row] = Pieces(causal, request, len(answer.rows), offset=offset)
                 self._answers[row] = answer
         return answer
 

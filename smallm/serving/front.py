@@ -72,12 +72,8 @@ class Front:
         self.rules = settings.rules(keys)
         self.started = int(time.time())
         self._waiting = dict.fromkeys(models, 0)
-        under_way = {
-            name: UNDER_WAY * max(settings.of(name).replicas, settings.of(name).most_replicas or 1)
-            for name in models
-        }
         self._next_words = {
-            name: Together(model.next_words, under_way=under_way[name])
+            name: Together(model.next_words, under_way=UNDER_WAY * settings.of(name).largest)
             for name, model in models.items()
         }
         self._about: asyncio.Task[dict[str, Json]] | None = None

@@ -38,6 +38,11 @@ class Resources(Group):
             raise ValueError("must not be below replicas")
         return most
 
+    @property
+    def largest(self) -> int:
+        """The most processes there can be."""
+        return self.most_replicas or self.replicas
+
 
 def _by_name(given: Any) -> Any:
     """Names separated by commas, a list of names, or names with resources."""
