@@ -22,8 +22,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from pathlib import Path
@@ -55,6 +55,7 @@ GOALS = {
     "front_time": 1.0,
     "fast_front_time": 1.0,
 }
+HAPROXY_PORTS = (8404, 9101)  # its own, that the next one needs
 FRONT_MILLISECONDS = 8.0
 FAST_FRONT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
@@ -247,6 +248,23 @@ def running(server: Server, model: str) -> Iterator[Address]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        wait_until_free(HAPROXY_PORTS)
+
+
+def wait_until_free(ports: Sequence[int]) -> None:
+    """Waits until nobody listens on some ports."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        with ExitStack() as probes:
+            opened = [probes.enter_context(socket.socket()) for _ in ports]
+            found = [
+                each.connect_ex(("127.0.0.1", port))
+                for each, port in zip(opened, ports, strict=True)
+            ]
+        if all(found):
+            return
+        time.sleep(0.5)
+    sys.exit(f"somebody still listens on one of the ports {ports}")
 
 
 def wait_for(process: subprocess.Popen[bytes], address: str) -> None:

@@ -31,9 +31,11 @@ def load_predictor(name: str, *, home: Path, threads: int, device: str = "cpu") 
 
         model, tokenizer = _loaded(folder, "masked", device)
         return Masked(name, model, tokenizer, device=device)
+    from smallm.predictors.attention import attend_together
     from smallm.predictors.causal import Causal
 
     model, tokenizer = _loaded(folder, "causal", device)
+    attend_together(model)
     return Causal(name, model, tokenizer, device=device)
 
 

@@ -10,7 +10,9 @@ from smallm.champion import saved_temperature
 from smallm.errors import SmallmError
 from smallm.evaluation_run import kept_temperature
 from smallm.mlflow_store import fetched_version, registered_version
+from smallm.predictors.causal import Causal
 from smallm.predictors.loading import load_predictor, model_folder
+from smallm.predictors.packing import pack
 from smallm.serving.engine import Engine
 from smallm.serving.settings import Resources
 from smallm.tracking import CHAMPION_URI, local_uri
@@ -37,6 +39,8 @@ def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine,
         str(folder), home=home, threads=resources.threads, device=resources.device
     )
     predictor.name = name
+    if isinstance(predictor, Causal) and predictor.keeps:  # not a SmaLLM: it is small enough
+        pack(predictor.model)
     return Engine(predictor, temperature=_temperature(name, folder, home)), version
 
 
