@@ -40,6 +40,7 @@ CLIENTS = (1, 8, 32, 128)
 SECONDS = 10.0  # of one measurement
 WARM_UP = 2.0
 START_SECONDS = 180.0
+STOP_SECONDS = 60.0  # requests under way have 20 s in each of the server's parts
 TOP = 5
 DIFFERENT = 20_000  # prompts
 COMPARED_AT = 32  # clients
@@ -245,7 +246,7 @@ def running(server: Server, model: str) -> Iterator[Address]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(30)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         wait_until_free(HAPROXY_PORTS)

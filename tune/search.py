@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,13 +208,15 @@ def _last_line(path: str | None) -> str | None:
     return Path(path).read_text(encoding="utf-8").strip().splitlines()[-1]
 
 
-def make_tuner(ledger: Ledger, job: dict[str, Any]) -> tune.Tuner:
-    """A new Tuner, or the interrupted one of this search folder."""
+def make_tuner(
+    ledger: Ledger, job: dict[str, Any], *, trial: Callable[..., None] = train_trial
+) -> tune.Tuner:
+    """A new Tuner, or the interrupted one of this search folder; `trial` is what it runs."""
     folder, space, folders = ledger.folder, ledger.space, ledger.folders
     listener = Listener(ledger.tracker, ledger.display, space)
     resources = job["resources"]
     trainable = tune.with_resources(
-        tune.with_parameters(train_trial, space=space, folders=folders, job=job), resources
+        tune.with_parameters(trial, space=space, folders=folders, job=job), resources
     )
     path = folder / "tune"
     if tune.Tuner.can_restore(str(path)):
