@@ -22,14 +22,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import torch
 
 from benchmarks.next_words import PROMPTS, trained
@@ -56,7 +57,6 @@ GOALS = {
     "front_time": 1.0,
     "fast_front_time": 1.0,
 }
-HAPROXY_PORTS = (8404, 9101)  # its own, that the next one needs
 FRONT_MILLISECONDS = 8.0
 FAST_FRONT = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
@@ -244,28 +244,14 @@ def running(server: Server, model: str) -> Iterator[Address]:
         wait_for(process, address)
         yield Address(address, {"Authorization": f"Bearer {key}"}, process.pid)
     finally:
+        started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        wait_until_free(HAPROXY_PORTS)
-
-
-def wait_until_free(ports: Sequence[int]) -> None:
-    """Waits until nobody listens on some ports."""
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        with ExitStack() as probes:
-            opened = [probes.enter_context(socket.socket()) for _ in ports]
-            found = [
-                each.connect_ex(("127.0.0.1", port))
-                for each, port in zip(opened, ports, strict=True)
-            ]
-        if all(found):
-            return
-        time.sleep(0.5)
-    sys.exit(f"somebody still listens on one of the ports {ports}")
+        for each in (process, *started):  # what holds on to its ports, such as HAProxy's
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(started, timeout=STOP_SECONDS)
 
 
 def wait_for(process: subprocess.Popen[bytes], address: str) -> None:
