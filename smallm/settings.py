@@ -149,7 +149,7 @@ class ModelSettings(Group):
     architecture: str = "mlp"
     """`mlp` is SmaLLM v1, a perceptron over a fixed window; `transformer` is SmaLLM v2."""
     preset: Literal["tiny", "small", "base"] | None = None
-    """Shape of a transformer of 0.9, 5.1 or 15.3 M parameters without its embeddings."""
+    """Shape of a transformer of 0.8, 4.8 or 14.3 M parameters without its embeddings."""
     activation: str = "relu2"
     """Nonlinearity of the hidden layers; a transformer also has the gated swiglu and geglu."""
     window: int = Field(default=16, ge=1, le=1024)

@@ -280,4 +280,5 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
 
 def _heads_of(x: Tensor, heads: int) -> Tensor:
     """(b, t, heads * d) to (b, heads, t, d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    apart: Tensor = x.unflatten(2, (heads, -1))
+    return apart.transpose(1, 2)
