@@ -1,7 +1,7 @@
-"""Training batches: windows at permuted positions of a tape's prefix, without any state.
+"""Training batches: permuted positions or sequences of a tape's prefix, without any state.
 
 The batch of a step follows from seed and step alone, so an interrupted run resumes exactly, and
-every position is seen once before any is seen again.
+every position is seen once before any is seen again; of sequences, all but a rest shorter than one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from smallm.errors import SmallmError
+from smallm.models import architecture
+from smallm.settings import SEQUENCE_WINDOWS, Settings
 from smallm.token_tape import TokenTape
+from smallm.tokens import END_ID
 
 Ints = NDArray[np.int64]
 ROUNDS = 4  # of the Feistel network: enough for an even-looking order
@@ -41,6 +45,65 @@ class Batches:
         windows, targets = windows_before(self.tokens, positions, self.window)
         shape = (last - first, self.batch_size)
         return windows.reshape(*shape, self.window), targets.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of inputs and targets, one token further, from the tokens below `end`.
+
+    The targets, 1 to end - 1, form a ring that each epoch cuts at another place. Where it is
+    closed, the first document follows the last one as any other does.
+    """
+
+    tokens: TokenTape
+    end: int
+    length: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.end - 1 < self.length:
+            raise SmallmError(
+                f"the training text is too short for a transformer's sequences of "
+                f"{SEQUENCE_WINDOWS} * window = {self.length} tokens: it has {self.end}"
+            )
+
+    def steps(self, seed: int, first: int, last: int) -> tuple[Ints, Ints]:
+        """Inputs and targets (steps, sequences, length) of steps first..last-1."""
+        targets, rows = self.end - 1, self.batch_size // self.length
+        count = targets // self.length
+        number = np.arange(first * rows, last * rows)
+        starts = np.empty_like(number)
+        for epoch in range(number[0] // count, number[-1] // count + 1):
+            here = number // count == epoch
+            cut = int(permuted(np.array([0]), targets, key=(seed, epoch))[0])
+            order = permuted(number[here] % count, count, key=(seed, epoch))
+            starts[here] = cut + order * self.length
+        inputs = (starts[:, None] + np.arange(self.length)) % targets
+        shape = (last - first, rows, self.length)
+        ids = self.tokens.tokens
+        return (
+            ids[inputs].astype(np.int64).reshape(shape),
+            ids[inputs + 1].astype(np.int64).reshape(shape),
+        )
+
+
+def training_batches(settings: Settings, tokens: TokenTape, end: int) -> Batches | Sequences:
+    """What the architecture of the settings trains on, from the tokens below `end`."""
+    window, size = settings.model.window, settings.training.batch_size
+    if architecture(settings.model.architecture).reads_sequences:  # type: ignore[attr-defined]
+        return Sequences(tokens, end, SEQUENCE_WINDOWS * window, size)
+    return Batches(tokens, end, window, size)
+
+
+def sequences_before(tokens: TokenTape, starts: Ints, size: int, reach: int) -> Ints:
+    """Inputs (starts, reach - 1 + size): `reach` ids before the first of `size` targets, and on.
+
+    Beyond either end of the tape stands the id that opens a document.
+    """
+    wanted = starts[:, None] + np.arange(-reach, size - 1)
+    inside = (wanted >= 0) & (wanted < len(tokens.tokens))
+    ids = tokens.tokens[np.where(inside, wanted, 0)].astype(np.int64)
+    return np.where(inside, ids, END_ID)
 
 
 def windows_before(tokens: TokenTape, positions: Ints, window: int) -> tuple[Ints, Ints]:

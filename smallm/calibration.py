@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smallm.batches import windows_before
 from smallm.errors import SmallmError
-from smallm.scoring import BATCH, Scores, predicted_positions
+from smallm.scoring import BATCH, Scores, predicted_positions, predictions
 from smallm.significance import Interval, document_counts, multi_bootstrap
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
@@ -185,25 +184,24 @@ def fitted_temperature(core: nn.Module, tokens: TokenTape, part: Slice, *, windo
     return fit_temperature(_predictions(core, tokens, part, window)).temperature
 
 
-@torch.no_grad()
 def _predictions(
     core: nn.Module, tokens: TokenTape, part: Slice, window: int
 ) -> Iterator[Predictions]:
     positions = predicted_positions(tokens, part)
     if len(positions) > MOST_POSITIONS:
-        chosen = np.random.default_rng(SEED).choice(
-            len(positions), MOST_POSITIONS, replace=False, shuffle=False
-        )
-        positions = positions[np.sort(chosen)]
-    training, device = core.training, next(core.parameters()).device
-    core.eval()
-    try:
-        for start in range(0, len(positions), BATCH):
-            windows, targets = windows_before(tokens, positions[start : start + BATCH], window)
-            logits = core(torch.from_numpy(windows).to(device))
-            yield Predictions(logits, torch.from_numpy(targets).to(device))
-    finally:
-        core.train(training)
+        positions = _sampled(positions, run=BATCH if getattr(core, "reads_sequences", False) else 1)
+    for logits, gold in predictions(core, tokens, positions, window=window):
+        yield Predictions(logits, gold)
+
+
+def _sampled(positions: NDArray[np.int64], *, run: int) -> NDArray[np.int64]:
+    """Random ones in order, in runs that a model which reads sequences predicts at once."""
+    chosen = np.random.default_rng(SEED).choice(
+        len(positions) // run, MOST_POSITIONS // run, replace=False, shuffle=False
+    )
+    places: NDArray[np.int64] = (np.sort(chosen)[:, None] * run + np.arange(run)).ravel()
+    found: NDArray[np.int64] = positions[places]
+    return found
 
 
 def calibration_error(

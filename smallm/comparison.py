@@ -237,7 +237,7 @@ def _about(model: Predictor | Absent) -> Record:
         return about | {"reason": model.reason, "remedy": model.remedy, "failed": model.failed}
     context = model.context
     if context is None and isinstance(model, Causal):  # a SmaLLM
-        context = int(model.model.window)
+        context = int(model.model.reach)
     return about | {"kind": model.kind, "parameters": model.parameters, "context": context}
 
 

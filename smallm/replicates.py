@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from smallm.models import architecture
+from smallm.optimizers import optimizers_of, take_step
 from smallm.settings import Settings
 
 State = dict[str, Tensor]
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
 
 
 class Group:
@@ -48,21 +50,14 @@ class Group:
                 ).requires_grad_()
                 for name in self.weights
             }
-        matrix = 2 + self.stacked
-        decayed = [weight for weight in self.weights.values() if weight.ndim >= matrix]
-        others = [weight for weight in self.weights.values() if weight.ndim < matrix]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": settings.training.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            fused=True,
-        )
+        self.optimizers = optimizers_of(settings, self.weights, stacked=self.stacked)
 
     def step(
-        self, windows: Tensor, targets: Tensor, *, learning_rate: float, bf16: bool, noise: int
+        self, inputs: Tensor, targets: Tensor, *, factor: float, bf16: bool, noise: int
     ) -> Tensor:
         """One step of every replicate, (replicates, batch, ...) in, loss per replicate out.
+
+        It is taken at a factor of the peak learning rates.
 
         The logits stay in bf16 on their way into the loss. `noise` seeds the dropout.
         """
@@ -71,28 +66,27 @@ class Group:
             torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
         ):
             torch.manual_seed(noise)
-            logits = self._logits(windows)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        losses = losses.view(targets.shape).mean(1, dtype=torch.float32)  # (replicates,)
-        self.optimizer.zero_grad()
+            logits = self._logits(inputs)
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+        losses = losses.view(len(targets), -1).mean(1, dtype=torch.float32)  # (replicates,)
+        for weight in self.weights.values():
+            weight.grad = None
         losses.sum().backward()
         self._clip()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        take_step(self.optimizers, factor)
         return losses.detach()
 
-    def _logits(self, windows: Tensor) -> Tensor:
+    def _logits(self, inputs: Tensor) -> Tensor:
         self.core.train()
         if not self.stacked:
-            logits: Tensor = self.core(windows[0])
+            logits: Tensor = self.core(inputs[0])
             return logits[None]
 
-        def one(weights: Mapping[str, Tensor], windows: Tensor) -> Tensor:
-            result: Tensor = functional_call(self.core, dict(weights), (windows,))
+        def one(weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+            result: Tensor = functional_call(self.core, dict(weights), (inputs,))
             return result
 
-        batched: Tensor = vmap(one, randomness="different")(self.weights, windows)
+        batched: Tensor = vmap(one, randomness="different")(self.weights, inputs)
         return batched
 
     def _clip(self) -> None:
@@ -119,10 +113,8 @@ class Group:
         prefix = "-".join(str(seed) for seed in self.seeds)
         tensors = {f"{prefix}/weight/{name}": weight for name, weight in self.weights.items()}
         for name, weight in self.weights.items():
-            for moment in MOMENTS:
-                value = self.optimizer.state[weight].get(moment)
-                if value is not None:
-                    tensors[f"{prefix}/{moment}/{name}"] = value
+            state = self._optimizer_of(weight).state[weight]
+            tensors |= {f"{prefix}/{moment}/{name}": value for moment, value in state.items()}
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     @torch.no_grad()
@@ -136,7 +128,14 @@ class Group:
                 for moment in MOMENTS
                 if (key := f"{prefix}/{moment}/{name}") in state
             }
-            self.optimizer.state[weight] = moments
+            self._optimizer_of(weight).state[weight] = moments
+
+    def _optimizer_of(self, weight: Tensor) -> Optimizer:
+        return next(
+            optimizer
+            for optimizer in self.optimizers
+            if any(weight is each for group in optimizer.param_groups for each in group["params"])
+        )
 
 
 def groups_of(

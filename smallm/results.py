@@ -119,7 +119,8 @@ def seed_noise(trials: Sequence[Mapping[str, Any]], *, seeds: int) -> dict[str, 
 def importance(space: Space, trials: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """Share of each searched setting in the variance of the score at the first evaluation.
 
-    All trials reach it, so stopped ones count on equal terms. None with too few trials.
+    All trials reach it, so stopped ones count on equal terms. None with too few trials. Settings
+    that not all trials have are left out.
     """
     import optuna
 
@@ -132,7 +133,9 @@ def importance(space: Space, trials: Sequence[Mapping[str, Any]]) -> dict[str, f
     for row in rows:
         study.add_trial(
             optuna.trial.create_trial(
-                params=row["settings"], distributions=distributions, value=row["curve"][0]["mean"]
+                params=row["settings"],
+                distributions={name: distributions[name] for name in row["settings"]},
+                value=row["curve"][0]["mean"],
             )
         )
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)

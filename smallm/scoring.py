@@ -6,7 +6,7 @@ Every byte of every document is predicted exactly once, documents apart. Sums ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from smallm.batches import windows_before
+from smallm.batches import sequences_before, windows_before
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
 from smallm.tokens import END_ID, UNKNOWN_ID, WordTokenizer
 
+LogitsAfter = Callable[..., torch.Tensor]
 TOP = (1, 3, 10)
 BATCH = 512  # positions scored at once: their logits stay in the cache
+ROW_TOKENS = 4096  # inputs of the sequences that are read at once
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,13 @@ def score(
     bf16: bool = False,
 ) -> Scores:
     """Scores of a model's logits on the documents of a slice; `top` adds the hits."""
-    training = core.training
-    core.eval()
-    device = next(core.parameters()).device
     nll, hits = [], []
-    for windows, targets in _batches(tokens, part, window):
-        gold = torch.from_numpy(targets).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = core(torch.from_numpy(windows).to(device))
-        logits = logits.float()
+    positions = predicted_positions(tokens, part)
+    for logits, gold in predictions(core, tokens, positions, window=window, bf16=bf16):
         at_gold = logits.gather(1, gold[:, None])
         nll.append((logits.logsumexp(1) - at_gold[:, 0]).double().cpu().numpy())
         if top:
             hits.append(rank(logits, gold)[:, None] < np.array(TOP))
-    core.train(training)
     return summed(tokens, part, np.concatenate(nll), np.concatenate(hits) if top else None)
 
 
@@ -128,12 +123,59 @@ def predicted_positions(tokens: TokenTape, part: Slice) -> NDArray[np.int64]:
     return np.asarray(positions[tokens.tokens[first:last] != END_ID])
 
 
-def _batches(
-    tokens: TokenTape, part: Slice, window: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    positions = predicted_positions(tokens, part)
+@torch.no_grad()
+def predictions(
+    core: nn.Module,
+    tokens: TokenTape,
+    positions: NDArray[np.int64],
+    *,
+    window: int,
+    bf16: bool = False,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits (n, ids), fp32, at ascending positions, and the gold ids (n,), a few at a time."""
+    training, device = core.training, next(core.parameters()).device
+    core.eval()
+
+    def logits_after(inputs: NDArray[np.int64], **options: int) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits: torch.Tensor = core(torch.from_numpy(inputs).to(device), **options)
+        return logits
+
+    read = _read_sequences if getattr(core, "reads_sequences", False) else _read_windows
+    try:
+        for logits, gold in read(logits_after, tokens, positions, _sight(core, window)):
+            yield logits.float(), torch.from_numpy(gold).to(device)
+    finally:
+        core.train(training)
+
+
+def _sight(core: nn.Module, window: int) -> int:
+    return int(core.reach) if hasattr(core, "reach") else window  # type: ignore[arg-type]
+
+
+def _read_windows(
+    logits_after: LogitsAfter, tokens: TokenTape, positions: NDArray[np.int64], window: int
+) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
     for start in range(0, len(positions), BATCH):
-        yield windows_before(tokens, positions[start : start + BATCH], window)
+        windows, gold = windows_before(tokens, positions[start : start + BATCH], window)
+        yield logits_after(windows), gold
+
+
+def _read_sequences(
+    logits_after: LogitsAfter, tokens: TokenTape, positions: NDArray[np.int64], reach: int
+) -> Iterator[tuple[torch.Tensor, NDArray[np.int64]]]:
+    """Each position once, after all that decides its logits, so that pieces change nothing."""
+    size = max(BATCH, reach)
+    pieces = (positions - positions[0]) // size
+    wanted = np.unique(pieces)
+    rows = max(1, ROW_TOKENS // (reach + size))
+    for first in range(0, len(wanted), rows):
+        some = wanted[first : first + rows]
+        inputs = sequences_before(tokens, positions[0] + some * size, size, reach)
+        here = positions[slice(*np.searchsorted(pieces, [some[0], some[-1] + 1]))]
+        row = np.searchsorted(some, (here - positions[0]) // size)
+        logits = logits_after(inputs, keep=size)
+        yield logits[row, (here - positions[0]) % size], tokens.tokens[here].astype(np.int64)
 
 
 def rank(logits: torch.Tensor, gold: torch.Tensor) -> NDArray[np.int64]:

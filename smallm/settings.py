@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from smallm.errors import SmallmError, unknown_name
@@ -122,21 +130,42 @@ class TokenizerSettings(Group):
     """Number of tokens that the model predicts."""
 
 
+SEQUENCE_WINDOWS = 2  # in a training sequence: half of its tokens have a whole window before them
+PRESETS: dict[str | None, dict[str, int]] = {
+    "tiny": {"embedding": 128, "hidden": 512, "depth": 4, "heads": 4, "window": 64},
+    "small": {"embedding": 256, "hidden": 1024, "depth": 6, "heads": 4, "window": 128},
+    "base": {"embedding": 384, "hidden": 1536, "depth": 8, "heads": 6, "window": 256},
+}
+# What only one architecture has.
+ONLY = {
+    "mlp": ("normalized_output",),
+    "transformer": ("preset", "heads", "kv_heads", "bigrams"),
+}
+
+
 class ModelSettings(Group):
     """The shape of the model."""
 
     architecture: str = "mlp"
-    """`mlp` is SmaLLM v1, a multilayer perceptron over a fixed window."""
+    """`mlp` is SmaLLM v1, a perceptron over a fixed window; `transformer` is SmaLLM v2."""
+    preset: Literal["tiny", "small", "base"] | None = None
+    """Shape of a transformer of 0.8, 4.8 or 14.3 M parameters without its embeddings."""
     activation: str = "relu2"
-    """Nonlinearity of the hidden layers."""
+    """Nonlinearity of the hidden layers; a transformer also has the gated swiglu and geglu."""
     window: int = Field(default=16, ge=1, le=1024)
-    """Number of preceding tokens that the model sees."""
+    """Number of preceding tokens that the model sees; in a transformer, that each layer sees."""
     embedding: int = Field(default=64, ge=1)
-    """Width of the token embeddings."""
+    """Width of the token embeddings, and of a transformer."""
     hidden: int = Field(default=384, ge=1)
     """Width of the hidden layers."""
     depth: int = Field(default=1, ge=1, le=16)
-    """Number of hidden layers."""
+    """Number of hidden layers, or of a transformer's layers."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of a transformer; they share its width evenly, by an even number each."""
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Heads of keys and values, each shared by as many queries; null is one for each head."""
+    bigrams: int = Field(default=0, ge=0)
+    """Rows of a transformer's table of embeddings of pairs of tokens, placed by a hash."""
     tied: bool = True
     """Share the output layer with the embeddings, through a projection to their width."""
     normalized_output: bool = False
@@ -144,14 +173,55 @@ class ModelSettings(Group):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units switched off in training."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        """A preset's shape in place of the defaults."""
+        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
+            return given
+        shape = PRESETS[given["preset"]]
+        for name, value in shape.items():
+            found = given.get(name, value)
+            if found not in (value, cls.model_fields[name].default):
+                raise ValueError(
+                    f"{name} is {found!r}, but preset {given['preset']} has {value}: give one"
+                )
+        return {**given, **shape}
+
     @field_validator("activation")
     @classmethod
     def _known_activation(cls, name: str) -> str:
+        from smallm.models.activations import ACTIVATIONS, GATED
+
+        if name not in ACTIVATIONS and name not in GATED:
+            raise ValueError(unknown_name("activation", name, [*ACTIVATIONS, *GATED]))
+        return name
+
+    @model_validator(mode="after")
+    def _fits_architecture(self) -> ModelSettings:
         from smallm.models.activations import ACTIVATIONS
 
-        if name not in ACTIVATIONS:
-            raise ValueError(unknown_name("activation", name, ACTIVATIONS))
-        return name
+        for architecture, names in ONLY.items():
+            for name in names if architecture != self.architecture else ():
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is a setting of architecture {architecture}, not of "
+                        f"{self.architecture}"
+                    )
+        if self.architecture != "transformer":
+            if self.activation not in ACTIVATIONS:
+                raise ValueError(
+                    f"activation {self.activation} is gated, and only architecture transformer "
+                    f"has it; allowed: {', '.join(ACTIVATIONS)}"
+                )
+        elif self.embedding % (2 * self.heads):
+            raise ValueError(
+                f"embedding {self.embedding} is no multiple of 2 * heads = {2 * self.heads}: "
+                "each head has an even width"
+            )
+        elif self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        return self
 
     @field_validator("architecture")
     @classmethod
@@ -173,9 +243,13 @@ class TrainingSettings(Group):
     batch_size: int = Field(default=1024, ge=1)
     """Predicted tokens per step."""
     learning_rate: float = Field(default=0.004, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; a transformer's is that of width 128, whatever its width."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the hidden matrices by Muon, and embeddings, norms and biases by AdamW."""
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon, for a model of any width."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Weight decay of AdamW, on matrices only."""
+    """Weight decay, on matrices only."""
     warmup: float = Field(default=0.02, ge=0, le=1)
     """Share of the budget over which the learning rate rises."""
     decay: float = Field(default=0.5, ge=0, le=1)
@@ -200,6 +274,15 @@ class TrainingSettings(Group):
             raise ValueError("must rise from above 0 to 1")
         return shares
 
+    @model_validator(mode="after")
+    def _stackable(self) -> TrainingSettings:
+        if self.optimizer == "muon" and self.replication == "stacked":
+            raise ValueError(
+                "replication is 'stacked', but optimizer muon moves single matrices: allowed are "
+                "auto and sequential"
+            )
+        return self
+
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -215,6 +298,16 @@ class Settings(Group):
     tokens: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Settings:
+        length, batch = SEQUENCE_WINDOWS * self.model.window, self.training.batch_size
+        if self.model.architecture == "transformer" and batch % length:
+            raise ValueError(
+                f"batch_size {batch} is no multiple of {length}: a transformer trains on sequences "
+                f"of {SEQUENCE_WINDOWS} * window tokens"
+            )
+        return self
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Settings:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from optuna.distributions import (
@@ -13,6 +15,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import Trial
 from pydantic import Field, model_validator
 
 from smallm.errors import SmallmError, unknown_name
@@ -20,19 +23,29 @@ from smallm.settings import (
     Group,
     Settings,
     TokenizerSettings,
+    fields,
     groups_of_fields,
     read_yaml,
     validated,
 )
 
+Value = str | bool | int | float
 
-class Choices(Group):
+
+class Searched(Group):
+    """A setting that trials differ in."""
+
+    when: dict[str, Value] = Field(default_factory=dict)
+    """Searched only where these settings, fixed or searched above it, have these values."""
+
+
+class Choices(Searched):
     """One of several values."""
 
-    choices: tuple[str | bool | int | float, ...] = Field(min_length=1)
+    choices: tuple[Value, ...] = Field(min_length=1)
 
 
-class Range(Group):
+class Range(Searched):
     """A number between two bounds, both included; whole when both bounds are."""
 
     low: int | float
@@ -73,27 +86,69 @@ class Space(Group):
             raise ValueError("seeds are replicates, never searched: set `seeds` of the space")
         if set(self.seeds) & set(self.confirmation_seeds):
             raise ValueError("confirmation_seeds must be seeds that the search does not use")
+        self._check_conditions()
         for name, values in self.search.items():
             for value in _extremes(values):
-                self.config({**self.default_point(), name: value})
+                self.config(self.default_point(self._needed(name) | {name: value}))
         self.heldout_ratios()
         return self
+
+    def _check_conditions(self) -> None:
+        above = set(groups_of_fields()) - set(self.search)
+        for name, values in self.search.items():
+            for needed, value in values.when.items():
+                if needed not in above:
+                    raise ValueError(
+                        f"search.{name}.when names {needed!r}: must be a setting, fixed or "
+                        "searched above it"
+                    )
+                if needed in self.search and value not in _values(self.search[needed]):
+                    raise ValueError(
+                        f"search.{name}.when: {needed} is never {value!r} in this space"
+                    )
+            above.add(name)
+
+    def _needed(self, name: str) -> dict[str, Any]:
+        """The values that other settings must have, for a setting to be searched."""
+        needed: dict[str, Any] = {}
+        for each, value in self.search[name].when.items():
+            needed |= {each: value} | (self._needed(each) if each in self.search else {})
+        return needed
+
+    def _applies(self, name: str, point: Mapping[str, Any]) -> bool:
+        """Whether a setting is searched where those above it have the values of a point."""
+        fixed = {**{each: info.default for each, info in fields().items()}, **self.settings}
+        return all(
+            (point if needed in self.search else fixed).get(needed) == value
+            for needed, value in self.search[name].when.items()
+        )
+
+    def point(self, choose: Callable[[str, Choices | Range], Any]) -> dict[str, Any]:
+        """The searched settings that apply to each other, each with a chosen value."""
+        point: dict[str, Any] = {}
+        for name, values in self.search.items():
+            if self._applies(name, point):
+                point[name] = choose(name, values)
+        return point
 
     def config(self, point: dict[str, Any]) -> Settings:
         """The settings of a trial: defaults, the space's fixed ones, the searched ones."""
         return Settings.from_flat({**self.settings, **point, "seeds": self.seeds})
 
-    def default_point(self) -> dict[str, Any]:
-        """The searched settings at their defaults, moved into the space where outside."""
+    def default_point(self, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """The searched settings at their defaults, moved into the space where outside.
+
+        Those that are given have that value instead.
+        """
         defaults = Settings.from_flat(self.settings).flat()
-        point = {}
-        for name, values in self.search.items():
-            value = defaults[name]
+
+        def default(name: str, values: Choices | Range) -> Any:
+            value = given.get(name, defaults[name])
             if isinstance(values, Choices):
-                point[name] = value if value in values.choices else values.choices[0]
-            else:
-                point[name] = min(max(value, values.low), values.high)
-        return point
+                return value if value in values.choices else values.choices[0]
+            return min(max(value, values.low), values.high)
+
+        return self.point(default)
 
     def heldout_ratios(self) -> list[float]:
         """Every split ratio that a trial may use."""
@@ -109,13 +164,25 @@ class Space(Group):
             raise SmallmError(f"search.{names[0]}: tokenizers need `choices`, not a range")
         combinations = itertools.product(*(_extremes(self.search[name]) for name in names))
         return [
-            self.config({**self.default_point(), **dict(zip(names, values, strict=True))}).tokens
+            self.config(self.default_point(dict(zip(names, values, strict=True)))).tokens
             for values in combinations
         ]
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The searched settings as Optuna samples them."""
         return {name: _distribution(values) for name, values in self.search.items()}
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """The point that Optuna suggests for a trial."""
+
+        def suggested(name: str, values: Choices | Range) -> Any:
+            if isinstance(values, Choices):
+                return trial.suggest_categorical(name, values.choices)
+            if isinstance(values.low, int) and isinstance(values.high, int):
+                return trial.suggest_int(name, values.low, values.high, log=values.log)
+            return trial.suggest_float(name, values.low, values.high, log=values.log)
+
+        return self.point(suggested)
 
 
 def load_space(name: str) -> Space:
@@ -134,6 +201,10 @@ def load_space(name: str) -> Space:
         raise SmallmError(f"{unknown_name('space', name, shipped)}; or the path of a YAML file")
     space: Space = validated(Space, {"name": Path(name).stem, **content})
     return space
+
+
+def _values(values: Choices | Range) -> tuple[Value, ...]:
+    return values.choices if isinstance(values, Choices) else ()
 
 
 def _extremes(values: Choices | Range) -> list[Any]:

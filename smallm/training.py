@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from smallm.batches import Batches
+from smallm.batches import training_batches
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.hardware import has_bf16
@@ -93,9 +93,7 @@ class Training:
         training = settings.training
         self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
-        self.batches = Batches(
-            tokens, tokens.span(part)[1], settings.model.window, training.batch_size
-        )
+        self.batches = training_batches(settings, tokens, tokens.span(part)[1])
         self.total_steps = math.ceil(training.training_tokens / training.batch_size)
         self.step = 0
         self.seconds = 0.0
@@ -193,15 +191,14 @@ class Training:
     def _take_steps(self, group: Group, start: int, end: int) -> Tensor:
         """Losses (steps, replicates) of the steps start..end-1."""
         drawn = [self.batches.steps(seed, start, end) for seed in group.seeds]
-        windows = torch.from_numpy(np.stack([each[0] for each in drawn], axis=1)).to(self.device)
+        inputs = torch.from_numpy(np.stack([each[0] for each in drawn], axis=1)).to(self.device)
         targets = torch.from_numpy(np.stack([each[1] for each in drawn], axis=1)).to(self.device)
         training = self.settings.training
         losses = [
             group.step(
-                windows[step - start],
+                inputs[step - start],
                 targets[step - start],
-                learning_rate=training.learning_rate
-                * schedule(step, self.total_steps, training.warmup, training.decay),
+                factor=schedule(step, self.total_steps, training.warmup, training.decay),
                 bf16=self.bf16,
                 noise=group.seeds[0] * 1_000_003 + step,
             )
@@ -240,6 +237,8 @@ class Training:
         Measured anew each time, it could change the last bits of equal configs.
         """
         choice = self.settings.training.replication
+        if self.settings.training.optimizer == "muon":
+            return False  # it moves single matrices
         if len(self.settings.training.seeds) == 1 or choice != "auto":
             return choice == "stacked" and len(self.settings.training.seeds) > 1
         if self.settings.model.dropout:

@@ -17,7 +17,7 @@ LEVELS = [
     ["encoding", "spool"],
     ["home", "options", "space", "tape"],
     ["tape_building", "token_tape"],
-    ["batches", "scoring", "replicates", "quality", "corpus_profile"],
+    ["batches", "scoring", "optimizers", "replicates", "quality", "corpus_profile"],
     ["training", "references", "champion", "calibration"],
     ["baselines"],
     ["predictors", "next_words", "word_search"],

@@ -36,7 +36,20 @@ from smallm.scoring import TOP, score
 from smallm.settings import ModelSettings
 from smallm.tape import Slice
 
-SHAPE = ModelSettings(window=5, embedding=6, hidden=7)
+SHAPES = {
+    "mlp": ModelSettings(window=5, embedding=6, hidden=7),
+    "transformer": ModelSettings(
+        architecture="transformer",
+        window=5,
+        embedding=16,
+        hidden=7,
+        depth=2,
+        heads=4,
+        kv_heads=2,
+        activation="geglu",
+        bigrams=50,
+    ),
+}
 PART = Slice("selection", 3, 9)
 GREEDY = Decoding(max_tokens=12, temperature=0)
 BYTE_EXACT = settings(
@@ -49,24 +62,28 @@ def gpt2():
     return Causal("tiny-gpt2", *tiny_models.gpt2())
 
 
-def random_smallm(tokens):
-    core = architecture("mlp")(SHAPE, tokens.vocabulary)
+def random_smallm(tokens, kind="mlp"):
+    shape = SHAPES[kind]
+    core = architecture(kind)(shape, tokens.vocabulary)
     core.initialize(torch.Generator().manual_seed(3))
     tiny_models.randomized(core)
-    model = wrap(core, SHAPE, tokens.tokenizer)
+    model = wrap(core, shape, tokens.tokenizer)
     return Causal("smallm", model, tokens.tokenizer.huggingface())
 
 
-@pytest.fixture
-def smallm(tokens):
-    """A random SmaLLM of each kind of tokens, with the core inside it."""
-    return random_smallm(tokens)
+@pytest.fixture(params=SHAPES)
+def smallm(tokens, request):
+    """A random SmaLLM of each kind and each kind of tokens, with the core inside it."""
+    return random_smallm(tokens, request.param)
 
 
-@pytest.fixture(params=["gpt2", "bpe_tokens", "word_tokens"])
+@pytest.fixture(
+    params=["gpt2", *(f"{kind}_tokens {shape}" for kind in ("bpe", "word") for shape in SHAPES)]
+)
 def predictor(request):
-    made = request.getfixturevalue(request.param)
-    return made if isinstance(made, Causal) else random_smallm(made)
+    name, *shape = request.param.split()
+    made = request.getfixturevalue(name)
+    return made if isinstance(made, Causal) else random_smallm(made, *shape)
 
 
 def harness_nll(predictor, texts):
@@ -140,7 +157,7 @@ def test_scores_are_those_of_the_harness(predictor):
 def test_scores_of_a_smallm_are_those_of_the_search(smallm, tokens, monkeypatch):
     monkeypatch.setattr(causal, "SMALLM_PIECE", 7)
     texts = [tokens.tape.text(number) for number in range(PART.first, PART.last)]
-    expected = score(smallm.model.core, tokens, PART, window=SHAPE.window)
+    expected = score(smallm.model.core, tokens, PART, window=5)
     (found,) = smallm.score(texts)
     np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-5)
     np.testing.assert_array_equal(found.bytes, expected.bytes)

@@ -24,17 +24,26 @@ MODELS = {
 PROMPTS = ["a", "Neural networks are layers", "She said: words, words, words", "", "12 patterns in"]
 
 
-@pytest.fixture(scope="module", params=[*MODELS, "bpe_tokens", "word_tokens"])
+SHAPES = {
+    "mlp": ModelSettings(window=4, embedding=8, hidden=16),
+    "transformer": ModelSettings(
+        architecture="transformer", window=4, embedding=16, hidden=16, depth=2, bigrams=40
+    ),
+}
+SMALLMS = [f"{kind}_tokens {shape}" for kind in ("bpe", "word") for shape in SHAPES]
+
+
+@pytest.fixture(scope="module", params=[*MODELS, *SMALLMS])
 def causal(request):
     if request.param in MODELS:
         return Causal(request.param, *MODELS[request.param]())
-    tokens = request.getfixturevalue(request.param)
-    shape = ModelSettings(window=4, embedding=8, hidden=16)
-    core = architecture("mlp")(shape, tokens.vocabulary)
+    name, kind = request.param.split()
+    tokens, shape = request.getfixturevalue(name), SHAPES[kind]
+    core = architecture(kind)(shape, tokens.vocabulary)
     core.initialize(torch.Generator().manual_seed(3))
     tiny_models.randomized(core)
     model = wrap(core, shape, tokens.tokenizer)
-    return Causal("smallm", model, tokens.tokenizer.huggingface())
+    return Causal(kind, model, tokens.tokenizer.huggingface())
 
 
 def alone(causal, prompt, decoding):
@@ -125,5 +134,5 @@ def test_a_layer_holds_what_transformers_own_layer_holds():
         assert layer.get_seq_length() == oracle.get_seq_length()
 
 
-def test_a_smallm_keeps_nothing_and_attention_is_kept(causal):
-    assert causal.keeps is (causal.name != "smallm")
+def test_a_perceptron_keeps_nothing_and_attention_is_kept(causal):
+    assert causal.keeps is (causal.name != "mlp")

@@ -12,7 +12,7 @@ from smallm.settings import Settings, fields, groups_of_fields, read_yaml
     [
         ({"activation": "rellu"}, "unknown activation 'rellu' (did you mean relu"),
         ({"source": "foldr"}, "unknown source 'foldr' (did you mean folder?)"),
-        ({"architecture": "cnn"}, "unknown architecture 'cnn'; known: mlp"),
+        ({"architecture": "cnn"}, "unknown architecture 'cnn'; known: mlp, transformer"),
         ({"learning_rat": 0.1}, "unknown setting 'learning_rat' (did you mean learning_rate"),
         ({"learning_rate": -1}, "learning_rate is -1: Input should be greater than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan: Input should be a finite number"),

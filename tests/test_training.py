@@ -29,6 +29,11 @@ SMALL = Settings().replace(
     replication="sequential",
 )
 
+TRANSFORMER = SMALL.replace(
+    architecture="transformer", embedding=16, depth=2, kv_heads=2, bigrams=40, activation="swiglu"
+)
+MUON = TRANSFORMER.replace(optimizer="muon", learning_rate=0.02)
+
 
 def run(settings, tokens, **options):
     selection, _ = tokens.tape.heldout([0.75, 0.8, 0.9])
@@ -55,10 +60,45 @@ def test_a_resumed_run_gives_the_numbers_of_the_uninterrupted_one(
     assert figures([first, *rest]) == figures(whole)
 
 
-@pytest.mark.parametrize("shape", [{}, {"normalized_output": True}])
-def test_stacked_and_sequential_replicates_agree(bpe_tokens, shape):
-    _, one = run(SMALL.replace(**shape), bpe_tokens)
-    _, two = run(SMALL.replace(**shape, replication="stacked"), bpe_tokens)
+@pytest.mark.parametrize(
+    "settings",
+    [TRANSFORMER.replace(dropout=0.2), TRANSFORMER.replace(replication="stacked"), MUON],
+    ids=["sequential", "stacked", "muon"],
+)
+def test_a_transformer_resumes_exactly(bpe_tokens, tmp_path, settings):
+    _, whole = run(settings, bpe_tokens)
+    selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
+    interrupted = Training(settings, bpe_tokens, selection=selection)
+    first = next(iter(interrupted))
+    interrupted.save(tmp_path / "saved")
+    _, rest = run(settings, bpe_tokens, resume_from=tmp_path / "saved")
+    assert figures([first, *rest]) == figures(whole)
+
+
+@pytest.mark.parametrize("settings", [TRANSFORMER, MUON], ids=["adamw", "muon"])
+def test_a_transformer_learns_and_its_reported_score_is_its_own(bpe_tokens, settings):
+    longer = settings.replace(training_tokens=32_000, learning_rate=0.01, evaluation_bytes=10**9)
+    training, progress = run(longer, bpe_tokens)
+    bits = [each.mean for each in progress]
+    assert bits[0] > bits[1] > bits[2]
+    selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
+    scores = score(training.trained(2), bpe_tokens, selection, window=4)
+    assert scores.bits_per_byte == progress[-1].bits_per_byte[2]
+
+
+def test_muon_replicates_train_in_turn(bpe_tokens):
+    training, _ = run(MUON.replace(replication="auto"), bpe_tokens)
+    assert not training.stacked
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SMALL, SMALL.replace(normalized_output=True), TRANSFORMER],
+    ids=["mlp", "normalized", "transformer"],
+)
+def test_stacked_and_sequential_replicates_agree(bpe_tokens, settings):
+    _, one = run(settings, bpe_tokens)
+    _, two = run(settings.replace(replication="stacked"), bpe_tokens)
     for left, right in zip(one, two, strict=True):
         assert left.bits_per_byte == pytest.approx(right.bits_per_byte, rel=1e-3)
         assert left.loss == pytest.approx(right.loss, rel=1e-3)

@@ -107,15 +107,14 @@ class OptunaSearcher(Searcher):
         sampler = optuna.samplers.TPESampler(seed=space.seeds[0], n_startup_trials=6)
         self.study = optuna.create_study(study_name=name, sampler=sampler)
         self.study.enqueue_trial(space.default_point())
-        self.distributions = space.distributions()
+        self.space = space
         self.asked: dict[str, optuna.trial.Trial] = {}
         self.told: set[tuple[str, int]] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next config; the default one comes first."""
-        self.asked[trial_id] = self.study.ask(self.distributions)
-        trial = self.asked[trial_id]
-        return {"number": trial.number, "point": dict(trial.params)}
+        self.asked[trial_id] = trial = self.study.ask()
+        return {"number": trial.number, "point": self.space.suggest(trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes an intermediate value on, once."""

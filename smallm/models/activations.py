@@ -17,3 +17,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu2": lambda x: F.relu(x).square(),  # squared ReLU, arXiv 2109.08668
 }
+
+# Gated forms (Shazeer 2020, arXiv 2002.05202): this activation of one layer times another layer.
+GATED: dict[str, str] = {"swiglu": "silu", "geglu": "gelu"}

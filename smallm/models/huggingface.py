@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from smallm.models import architecture
 from smallm.models.spelling import SYMBOLS, Spelling, sizes_of
+from smallm.models.transformer import sight_of
 from smallm.models.windows import windows_of
 from smallm.models.word_tokenizer import SmaLLMWordTokenizer
 from smallm.settings import ModelSettings
@@ -41,6 +43,11 @@ class SmaLLMConfig(PreTrainedConfig):
     pad_token_id: int | None = END_ID
     tie_word_embeddings: bool = False  # the module shares the matrix itself
 
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers of a cache: those of a transformer, and one that keeps the ids themselves."""
+        return int((self.shape or {}).get("depth", 0)) + 1
+
 
 class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
     """Next-token logits (batch, length, vocab_size) from ids (batch, length)."""
@@ -58,9 +65,19 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self.post_init()  # type: ignore[no-untyped-call]
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # a window is all the past there is
+    def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]
+        return self.reads_sequences  # for a perceptron, a window is all the past there is
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether the core reads sequences, and not one window for each logit."""
+        return bool(self.core.reads_sequences)
+
+    @property
+    def reach(self) -> int:
+        """Number of words or tokens that the logits depend on."""
+        reach: int = self.core.reach  # type: ignore[assignment]
+        return reach
 
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.core:
@@ -70,33 +87,65 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **_: Any,
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         """Masked places count as the start of the text; `logits_to_keep` 0 is all positions."""
-        if attention_mask is not None:
-            input_ids = torch.where(attention_mask.bool(), input_ids, END_ID)
-        first = input_ids.shape[1] - logits_to_keep if logits_to_keep else 0
-        if self.spelling is None:
-            windows = windows_of(input_ids, self.window)[:, first:]
-        else:
-            words, places = self.spelling.collapse(input_ids)
-            at = places[:, first:].clamp_min(0)
-            windows = windows_of(words, self.window).take_along_dim(at[..., None], 1)
-        logits = self.core(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+        cache = past_key_values
+        if use_cache and cache is None and self.reads_sequences:
+            cache = DynamicCache(config=self.config)
+        keep = logits_to_keep or input_ids.shape[1]
+        read = self._read_sequence if self.reads_sequences else self._read_windows
+        logits, text = read(input_ids, attention_mask, cache, keep)
         if self.spelling is not None:
-            logits = self.spelling.extend(logits, input_ids)
+            logits = self.spelling.extend(logits, text)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _read_windows(
+        self, ids: Tensor, mask: Tensor | None, _: Cache | None, keep: int
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions (batch, keep, predicted ids) of the last positions, and the whole text."""
+        if mask is not None:
+            ids = torch.where(mask.bool(), ids, END_ID)
+        first = ids.shape[1] - keep
+        if self.spelling is None:
+            windows = windows_of(ids, self.reach)[:, first:]
+        else:
+            words, places = self.spelling.collapse(ids)
+            at = places[:, first:].clamp_min(0)
+            windows = windows_of(words, self.reach).take_along_dim(at[..., None], 1)
+        return self.core(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]), ids
+
+    def _read_sequence(
+        self, ids: Tensor, mask: Tensor | None, cache: Cache | None, keep: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same; the ids of a text that was read before are the last layer of the cache."""
+        text, present = ids, None if mask is None else mask.bool()
+        if cache is not None:
+            kept = ids[:, None, :, None].float()  # exact: ids are fewer than 2**24
+            text = cache.update(kept, kept, self.config.num_hidden_layers - 1)[0][:, 0, :, 0].long()
+        words = ids
+        if self.spelling is not None:
+            inside = self.spelling.inside(text)
+            present = ~inside if present is None else present & ~inside
+            text_words = self.spelling.words(text)
+            words = text_words[:, -ids.shape[1] :]
+        else:
+            text_words = text
+        sight = sight_of(text_words, window=self.window, new=ids.shape[1], present=present)
+        return self.core(words, sight, cache, keep=keep), text
 
     def seen(self, ids: list[int]) -> list[int]:
         """The end of some ids that alone decides what comes after them."""
         if self.spelling is None:
-            return ids[-self.window :]
-        left = self.window + 1
+            return ids[-self.reach :]
+        left = self.reach + 1
         for place in range(len(ids) - 1, -1, -1):
             left -= not self.spelling.is_inside(ids[place])
             if not left:
@@ -104,10 +153,13 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
         return ids
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **given: Any
     ) -> dict[str, Any]:
-        """No cache: the last window is all that a step needs to compute."""
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
+        """One row of logits is all that a step needs; windows are read without a cache."""
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.reads_sequences:
+            inputs = super().prepare_inputs_for_generation(**inputs, **given)  # type: ignore[misc]
+        return {**inputs, "logits_to_keep": 1}
 
 
 def wrap(core: nn.Module, settings: ModelSettings, tokenizer: Tokenizer) -> SmaLLMForCausalLM:

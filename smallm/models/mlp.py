@@ -24,10 +24,13 @@ SMALLEST_NORM = 1e-6  # bounds the gradient of a hidden state that is nearly zer
 class MLP(nn.Module):
     """Logits of the next token from a window of token ids."""
 
+    reads_sequences = False
+
     def __init__(self, settings: ModelSettings, vocabulary: int) -> None:
         super().__init__()
         width, hidden = settings.embedding, settings.hidden
         inputs = [settings.window * width, *[hidden] * (settings.depth - 1)]
+        self.reach = settings.window
         self.activation = ACTIVATIONS[settings.activation]
         self.dropout = settings.dropout
         self.embedding = nn.Embedding(vocabulary, width)

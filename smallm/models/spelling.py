@@ -73,7 +73,7 @@ class Spelling(nn.Module):
         predicted[..., UNKNOWN_ID] = impossible
         whole = torch.cat([predicted, bytes_], -1)
         first = ids.shape[1] - logits.shape[1]
-        inside = self._inside(ids)
+        inside = self.inside(ids)
         for row, column in inside[:, first:].nonzero().tolist():
             end = column + first + 1
             start = end
@@ -89,8 +89,8 @@ class Spelling(nn.Module):
 
         Rows are shortened to words and filled up at the end; place -1 is before the first word.
         """
-        keep = ~self._inside(ids)
-        seen = torch.where(ids >= self.vocabulary, UNKNOWN_ID, ids)
+        keep = ~self.inside(ids)
+        seen = self.words(ids)
         places = keep.long().cumsum(1) - 1
         words = torch.zeros_like(ids)
         row, column = keep.nonzero(as_tuple=True)
@@ -101,7 +101,12 @@ class Spelling(nn.Module):
         """Whether an id is a byte of an unknown word, but not its last."""
         return self.vocabulary <= number < self.vocabulary + FINAL
 
-    def _inside(self, ids: Tensor) -> Tensor:
+    def words(self, ids: Tensor) -> Tensor:
+        """Ids as the model sees them, where no unknown word is open."""
+        return torch.where(ids >= self.vocabulary, UNKNOWN_ID, ids)
+
+    def inside(self, ids: Tensor) -> Tensor:
+        """Which ids are bytes of an unknown word, but not its last."""
         return (ids >= self.vocabulary) & (ids < self.vocabulary + FINAL)
 
     def _next_byte(self, spelled: list[int]) -> Tensor:

@@ -150,8 +150,8 @@ class Causal:
         return overlapping_windows(
             ids,
             opening=opening,
-            size=SMALLM_PIECE,
-            sight=self.model.window,
+            size=max(SMALLM_PIECE, self.model.reach),
+            sight=self.model.reach,
             ends_word=ends_word,
         )
 
