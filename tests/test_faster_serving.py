@@ -8,8 +8,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from smallm.models import architecture
+from smallm.models.huggingface import wrap
 from smallm.predictors.attention import NAME, attend_together
 from smallm.predictors.packing import PackedLinear, pack
+from smallm.serving.loading import load_engine
+from smallm.serving.protocol import CompletionRequest
+from smallm.serving.settings import Resources
+from smallm.settings import ModelSettings
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
@@ -76,3 +82,25 @@ def _last_by_cache(model, mask):
         position_ids=None if places is None else places[:, -1:],
         past_key_values=out.past_key_values,
     ).logits[:, -1]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_transformer_of_our_own_is_served(tied, bpe_tokens, tmp_path):
+    shape = ModelSettings(
+        architecture="transformer", window=8, embedding=16, hidden=24, depth=2, heads=4, tied=tied
+    )
+    core = architecture("transformer")(shape, bpe_tokens.vocabulary)
+    core.initialize(torch.Generator().manual_seed(3))
+    tiny_models.randomized(core)
+    wrap(core, shape, bpe_tokens.tokenizer).save_pretrained(tmp_path)
+    bpe_tokens.tokenizer.huggingface().save_pretrained(tmp_path)
+    engine, _ = load_engine(str(tmp_path), Resources(), home=tmp_path)
+    (words,) = engine.next_words([("the first", 3)])
+    assert words["words"]
+    assert engine.score("the first")["bits_per_byte"] > 0
+    answer = engine.begin(
+        CompletionRequest(model="m", prompt=["the", "a text"], max_tokens=5, temperature=0)
+    )
+    while engine.busy:
+        engine.step()
+    assert sum(delta.tokens for delta in answer.taken()) == 10

@@ -39,8 +39,8 @@ def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine,
         str(folder), home=home, threads=resources.threads, device=resources.device
     )
     predictor.name = name
-    if isinstance(predictor, Causal) and predictor.keeps:  # not a SmaLLM: it is small enough
-        pack(predictor.model)
+    if isinstance(predictor, Causal) and predictor.model.config.model_type != "smallm":
+        pack(predictor.model)  # a SmaLLM uses its weights otherwise, and is small
     return Engine(predictor, temperature=_temperature(name, folder, home)), version
 
 
