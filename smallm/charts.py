@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
@@ -51,12 +52,15 @@ class Plot:
     svg: str
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Iterator[None]:
     """The look of all plots, for as long as the block lasts."""
     from matplotlib import style as styles
 
-    context: AbstractContextManager[None] = styles.context(["default", STYLE])
-    return context
+    with styles.context(["default", STYLE]), warnings.catch_warnings():
+        # Text stays text, which the reader's browser has more fonts for than matplotlib.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def panels(height: float, **layout: Any) -> tuple[Figure, list[Axes]]:

@@ -13,6 +13,7 @@ import click
 from smallm.cli_baselines import baselines
 from smallm.cli_corpus import RATIOS, corpus, corpus_tapes
 from smallm.cli_models import compare, evaluate, generate, machine_options
+from smallm.cli_plots import plot
 from smallm.errors import SmallmError
 from smallm.home import newest_search, open_home
 from smallm.options import (
@@ -45,7 +46,7 @@ def cli() -> None:
     """Train small next-word language models on your text, and see whether they are any good."""
 
 
-for _command in (corpus, baselines, generate, evaluate, compare):
+for _command in (corpus, baselines, generate, evaluate, compare, plot):
     cli.add_command(_command)
 
 

@@ -135,6 +135,17 @@ def chosen_models(
     return Chosen(list(dict.fromkeys(names)), smallms, home, **machine)
 
 
+def only_model(chosen: Chosen) -> Any:
+    """The predictor of the one model that was named; SmallmError where it cannot be loaded."""
+    from smallm.comparison import Absent
+
+    (predictor,) = chosen.each()
+    if isinstance(predictor, Absent):
+        reason = f"{predictor.reason}; {predictor.remedy}".rstrip("; ")
+        raise SmallmError(_named(chosen.names[0], reason))
+    return predictor
+
+
 def _is_smallm(folder: Path) -> bool:
     try:
         return (folder.expanduser() / "settings.yaml").exists()
@@ -204,15 +215,12 @@ def generate(
     """
     from dataclasses import replace
 
-    from smallm.comparison import Absent
     from smallm.next_words import check_prompt
 
     check_prompt(prompt)
     chosen = chosen_models([model], open_home(), machine, must=True)
     decoding = chosen.decoding(model, sampling)
-    (predictor,) = chosen.each()
-    if isinstance(predictor, Absent):
-        raise SmallmError(_named(model, f"{predictor.reason}; {predictor.remedy}".rstrip("; ")))
+    predictor = only_model(chosen)
     texts = []
     for seed in range(decoding.seed, decoding.seed + count):
         pieces: list[str] = []

@@ -22,7 +22,9 @@ from smallm.comparison_tables import evaluation_tables, prompt_tables
 from smallm.confirmation import Confirmed, Finalist
 from smallm.errors import SmallmError, in_one_line
 from smallm.evaluation_run import keep_temperatures, track_models
-from smallm.files import read_json, whole_folder, write_json
+from smallm.files import read_json, whole_folder, write_json, write_text
+from smallm.pictures import model_plots
+from smallm.predictors.loading import load_predictor
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.references import reference_scores
@@ -176,6 +178,18 @@ class Ledger:
         }
         for each, row in zip(ordered, record["finalists"], strict=True):
             self._track_confirmation(each, row)
+        self._draw(folder)
+
+    def _draw(self, champion: Path) -> None:
+        """Pictures of the champion, beside the plots of the search."""
+        name = f"the champion of {self.folder.name}"
+        try:
+            predictor = load_predictor(str(champion), home=self.home, threads=usable_cpus())
+            predictor.name = name
+            for plot in model_plots(predictor, comparison.default_prompts()[0]):
+                write_text(self.folder / "plots" / f"{plot.name}.svg", plot.svg)
+        except SmallmError as error:
+            self.say(f"not all pictures of the champion: {in_one_line(error)}")
 
     def compare(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the champion beside the pretrained models to the record, and prints it.

@@ -79,6 +79,11 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
         reach: int = self.core.reach  # type: ignore[assignment]
         return reach
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of each predicted id."""
+        embedding: nn.Module = self.core.embedding  # type: ignore[assignment]
+        return embedding
+
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.core:
             module.initialize()  # type: ignore[operator]

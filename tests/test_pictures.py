@@ -1,0 +1,147 @@
+"""Pictures of models: what they show is what the models compute."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from click.testing import CliRunner
+
+from smallm.attention_maps import MOST_TOKENS, attention_maps
+from smallm.cli import cli
+from smallm.embeddings import FEWEST_WORDS, Words, embedded_words, layout, neighbors
+from smallm.errors import SmallmError
+from smallm.models import architecture
+from smallm.models.huggingface import wrap
+from smallm.pictures import attention_plot, embeddings_plot, heads_plot, neighbors_plot
+from smallm.predictors.attention import attend_together
+from smallm.predictors.causal import Causal
+from smallm.settings import ModelSettings
+
+PROMPT = "Neural networks are layers"
+
+
+def smallm(tokens, **shape):
+    shape = ModelSettings(embedding=16, hidden=24, window=8, **shape)
+    core = architecture(shape.architecture)(shape, tokens.vocabulary)
+    core.initialize(torch.Generator().manual_seed(3))
+    tiny_models.randomized(core)
+    return Causal("mine", wrap(core, shape, tokens.tokenizer), tokens.tokenizer.huggingface())
+
+
+def clustered(groups=6, each=30, width=24):
+    """Words in groups that lie far from each other."""
+    draw = np.random.default_rng(0)
+    vectors = np.repeat(draw.normal(size=(groups, width)), each, 0)
+    vectors += 0.1 * draw.normal(size=vectors.shape)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"{chr(97 + group)}word{number}" for group in range(groups) for number in range(each)]
+    return Words(names, vectors.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
+def test_attention_is_what_an_eager_model_tells(name):
+    model, tokenizer = getattr(tiny_models, name)()
+    attend_together(model)
+    predictor = Causal(name, model, tokenizer)
+    found = attention_maps(predictor, PROMPT)
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([[*predictor.opening, *predictor.encode(PROMPT)]])
+    told = model(input_ids=ids, output_attentions=True).attentions
+    assert len(found.weights) == len(told) > 0
+    assert len(found.tokens) == ids.shape[1]
+    for mine, theirs in zip(found.weights, told, strict=True):
+        torch.testing.assert_close(mine, theirs[0].float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_of_a_smallm_sums_to_one_and_never_looks_ahead(bpe_tokens, kv_heads):
+    predictor = smallm(bpe_tokens, architecture="transformer", heads=4, kv_heads=kv_heads, depth=3)
+    found = attention_maps(predictor, "the first of them")
+    assert [len(weights) for weights in found.weights] == [4, 4, 4]
+    for weights in found.weights:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]))
+        assert weights.triu(1).abs().max() == 0
+
+
+def test_bad_prompts_and_models_without_attention_are_one_line(bpe_tokens):
+    with pytest.raises(SmallmError, match="mine: has no attention to draw"):
+        attention_maps(smallm(bpe_tokens), PROMPT)
+    predictor = Causal("gpt2", *tiny_models.gpt2())
+    with pytest.raises(SmallmError, match="the prompt is empty"):
+        attention_maps(predictor, " \n")
+    with pytest.raises(SmallmError, match=f"at most {MOST_TOKENS}"):
+        attention_maps(predictor, "a long text " * 40)
+
+
+def test_neighbors_are_the_most_similar_words():
+    words = clustered()
+    found = neighbors(words, "cword4", count=5)
+    assert all(name.startswith("cword") for name, _ in found)
+    assert [cosine for _, cosine in found] == sorted((c for _, c in found), reverse=True)
+    expected = words.vectors @ words.vectors[words.names.index("cword4")]
+    assert found[0][1] == pytest.approx(np.sort(expected)[-2])
+    with pytest.raises(SmallmError, match=r"'Cword4' is no word .* did you mean 'cword4'"):
+        neighbors(words, "Cword4", count=5)
+
+
+def test_a_layout_keeps_neighbours_and_chance_does_not():
+    found = layout(clustered())
+    for number in (5, 15):
+        assert found.trust["t-SNE"][number] > 0.9
+        assert found.trust["shuffled"][number] == pytest.approx(0.5, abs=0.06)
+        assert found.trust["PCA"][number] < found.trust["t-SNE"][number]
+
+
+def test_words_of_a_tokenizer_are_whole_and_met_once():
+    model, tokenizer = tiny_models.llama()
+    words = embedded_words(Causal("llama", model, tokenizer))
+    assert len(words.names) == len(set(words.names)) >= FEWEST_WORDS
+    assert all(name.isalpha() for name in words.names)
+    np.testing.assert_allclose(np.linalg.norm(words.vectors, axis=1), 1, rtol=1e-5)
+
+
+def test_pictures_are_whole_and_say_how_far_they_can_be_trusted(bpe_tokens):
+    words = clustered()
+    found = layout(words)
+    predictor = smallm(bpe_tokens, architecture="transformer", heads=4, depth=2)
+    maps = attention_maps(predictor, "the first of them")
+    plots = [
+        embeddings_plot("mine", words, found),
+        heads_plot("mine", maps),
+        attention_plot("mine", maps, layer=2),
+        neighbors_plot("mine", "aword1", neighbors(words, "aword1", count=5)),
+    ]
+    for plot in plots:
+        ElementTree.fromstring(plot.svg)
+    assert "shuffled 0." in plots[0].caption
+    assert all(f">{token}<" in plots[2].svg for token in maps.tokens if token.isalpha())
+
+
+def test_the_commands_write_files_and_tell_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLM_HOME", str(tmp_path / "home"))
+    model, tokenizer = tiny_models.llama()
+    model.save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    name = str(tmp_path / "llama")
+    run = CliRunner().invoke(
+        cli, ["plot", "attention", name, "--prompt", PROMPT, "--layer", "1", "--json"]
+    )
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout)
+    assert found["heads"] == [4, 4]
+    for file in found["files"]:
+        ElementTree.parse(file)
+    wrong = CliRunner().invoke(cli, ["plot", "attention", name, "--prompt", PROMPT, "--layer", "3"])
+    assert isinstance(wrong.exception, SmallmError)
+    assert "--layer 3" in str(wrong.exception)
+    assert "has 2 layers" in str(wrong.exception)
+    output = tmp_path / "here"
+    run = CliRunner().invoke(
+        cli, ["plot", "embeddings", name, "--words", "60", "--output", str(output)]
+    )
+    assert run.exit_code == 0, run.output
+    assert "Trustworthiness" in run.output
+    assert (output / "embeddings.svg").exists()
