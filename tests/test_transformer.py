@@ -229,7 +229,7 @@ def test_the_first_loss_is_that_of_the_uniform_distribution():
 
 
 @pytest.mark.parametrize(
-    ("width", "vocabulary", "expected"), [(64, 66, 1), (32, 66, 0), (32, 500, 1)]
+    ("width", "vocabulary", "expected"), [(64, 66, True), (32, 66, False), (32, 500, True)]
 )
 def test_bf16_is_used_where_it_is_faster(monkeypatch, width, vocabulary, expected):
     monkeypatch.setattr(training, "has_bf16", lambda _: True)
