@@ -48,9 +48,9 @@ RECIPE: dict[str, Any] = {
     "activation": "relu2",
     "optimizer": "muon",
     "learning_rate": 0.01,
-    "muon_learning_rate": 0.02,
-    "batch_size": 1024,
-    "training_tokens": 160 * 1024,
+    "muon_learning_rate": 0.04,
+    "batch_size": 2048,
+    "training_tokens": 104 * 2048,
     "warmup": 0.0,
     "decay": 0.5,
     "precision": "bf16",
@@ -62,8 +62,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "AdamW alone": {"optimizer": "adamw", "learning_rate": 0.004},
     "no bigram table": {"bigrams": 0},
     "GELU": {"activation": "gelu"},
-    "batches twice as large, half the steps": {"batch_size": 2048},
-    "batches half as large, twice the steps": {"batch_size": 512},
+    "batches twice as large, half the steps": {"batch_size": 4096},
+    "batches half as large, twice the steps": {"batch_size": 1024},
     "constant rate, no decay": {"decay": 0.0},
 }
 Ids = NDArray[np.uint16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,10 @@ class Group:
             result: Tensor = functional_call(self.core, dict(weights), (inputs,))
             return result
 
-        batched: Tensor = vmap(one, randomness="different")(self.weights, inputs)
+        with warnings.catch_warnings():
+            # torch runs the attention of one replicate after the other, and warns of it each time
+            warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot")
+            batched: Tensor = vmap(one, randomness="different")(self.weights, inputs)
         return batched
 
     def _clip(self) -> None:

@@ -34,7 +34,8 @@ from smallm.token_tape import TokenTape
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16
 TRIAL_STEPS = 3  # measured to choose stacked or sequential: the shortest is the least disturbed
-SMALLEST_BF16_VOCABULARY = 500  # below it bf16 gains nothing
+SMALLEST_BF16_VOCABULARY = 500  # below it bf16 gains a perceptron nothing
+SMALLEST_BF16_WIDTH = 64  # of a transformer, whose hidden layers are the most of it
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,6 @@ def uses_bf16(settings: Settings, vocabulary: int, device: torch.device) -> bool
     """Whether matrix products run in bf16: follows from settings and hardware alone."""
     if settings.training.precision != "auto":
         return settings.training.precision == "bf16"
-    if vocabulary < SMALLEST_BF16_VOCABULARY:
-        return False
-    return has_bf16(device)
+    model = settings.model
+    wide = model.architecture == "transformer" and model.embedding >= SMALLEST_BF16_WIDTH
+    return (wide or vocabulary >= SMALLEST_BF16_VOCABULARY) and has_bf16(device)

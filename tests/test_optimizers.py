@@ -22,7 +22,7 @@ SMALL = Settings().replace(
     seeds=[1],
     weight_decay=0.0,
 )
-RATES = [2.0**power for power in range(-11, -2)]
+RATES = [2.0**power for power in range(-9, 0)]
 WIDTHS = (32, 128)
 
 
@@ -88,7 +88,7 @@ def test_the_best_rate_moves_little_when_the_width_is_four_times_as_large(bpe_to
     name = "muon_learning_rate" if optimizer == "muon" else "learning_rate"
 
     def bits(width, rate):
-        settings = of_width(width, optimizer=optimizer, training_tokens=512 * 60, **{name: rate})
+        settings = of_width(width, optimizer=optimizer, training_tokens=512 * 25, **{name: rate})
         (progress,) = Training(settings, bpe_tokens, selection=selection)
         return progress.mean
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
+from smallm import training
 from smallm.errors import SmallmError
 from smallm.models import architecture
 from smallm.models.activations import ACTIVATIONS, GATED
@@ -225,3 +226,12 @@ def test_the_first_loss_is_that_of_the_uniform_distribution():
     group = Group(Settings(model=shape()), VOCABULARY, [1], torch.device("cpu"))
     loss = group.step(random_ids()[None], random_ids()[None], factor=1.0, bf16=False, noise=0)
     assert loss.item() == pytest.approx(math.log(VOCABULARY), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("width", "vocabulary", "expected"), [(64, 66, True), (32, 66, False), (32, 500, True)]
+)
+def test_bf16_is_used_where_it_is_faster(monkeypatch, width, vocabulary, expected):
+    monkeypatch.setattr(training, "has_bf16", lambda _: True)
+    settings = Settings(model=shape(embedding=width))
+    assert training.uses_bf16(settings, vocabulary, torch.device("cpu")) is expected
