@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +17,18 @@ LISTED = Path("~/ray_bootstrap_config.yaml")
 LOGS = Path("/tmp/ray/session_latest/logs")
 """Where the head's autoscaler, which starts the others, says what it does."""
 CHATTER = ("Shared connection to", "Permanently added")
+
+
+def token_hint() -> str:
+    """What may keep this machine out of a cluster that asks for a token, as the end of a line."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return ""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if not path.is_file():
+        return f"; a cluster with a token wants it in {path}, where there is none"
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return "; a cluster with a token wants RAY_AUTH_MODE=token as well"
+    return ""
 
 
 class Missing(NamedTuple):

@@ -41,6 +41,18 @@ def test_machines_with_other_code_are_named():
         cluster.require_same_code(seen, "aaa")
 
 
+def test_a_missing_token_is_named(tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert cluster.token_hint().endswith(f"wants it in {token}, where there is none")
+    token.write_text("secret")
+    assert cluster.token_hint().endswith("wants RAY_AUTH_MODE=token as well")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert cluster.token_hint() == ""
+
+
 def test_slots_count_whole_trials_on_each_machine():
     machines = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 8.0}, {"CPU": 0.5}]
     assert results.slots({"CPU": 1}, machines) == 11

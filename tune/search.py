@@ -348,6 +348,7 @@ def start_ray() -> bool:
     address = os.environ.get("RAY_ADDRESS")
     quiet = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     joined = bool(address)
+    hint = cluster.token_hint() if address else ""
     try:
         if address and ":" in address:  # Ray itself would try for minutes
             host, port = address.rpartition("/")[2].rsplit(":", 1)
@@ -361,9 +362,8 @@ def start_ray() -> bool:
         # A failed trial is told in a line by the Listener; Ray would print its whole traceback.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-        raise SmallmError(
-            f"Ray cannot start{f' at {address}' if address else ''}: {in_one_line(error)}"
-        ) from None
+        where = f" at {address}" if address else ""
+        raise SmallmError(f"Ray cannot start{where}: {in_one_line(error)}{hint}") from None
     return joined
 
 

@@ -50,14 +50,16 @@ def laptop(hosts):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     edit(project / "cluster.yaml", hosts)
 
+    # As an editable installation of the checkout would have it.
+    usual = {"cwd": project, "TERM": "dumb", "PYTHONPATH": str(project)}
+
     def run(*command, code=0, timeout=300, **environment):
-        done = hosts.laptop.run(
-            *command, check=False, timeout=timeout, cwd=project, TERM="dumb", **environment
-        )
+        done = hosts.laptop.run(*command, check=False, timeout=timeout, **{**usual, **environment})
         assert done.returncode == code, done.stdout
         return done.stdout
 
     run.project = project
+    run.start = lambda *command: hosts.laptop.start(*command, **usual)
     return run
 
 

@@ -149,6 +149,11 @@ class Host:
         ours = ("bash -c hostname", "sleep infinity", "ps -e", "sshd:")
         return [line for line in map(str.strip, shown) if not line.startswith(ours)]
 
+    @property
+    def alive(self):
+        """Whether the host has not been killed."""
+        return self.process.poll() is None
+
     def kill(self):
         """Ends all of the host at once, as when its power fails."""
         os.kill(self.pid, signal.SIGKILL)

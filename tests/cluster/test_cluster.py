@@ -1,21 +1,24 @@
 """From a list of machines to a champion by the commands of the README, on hosts of this machine."""
 
 import json
+import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
-from .hosts import HOME
+from .hosts import HOME, NETWORK
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SPACE = """
-trials: 8
+trials: 6
 seeds: [1, 2]
 confirmed: 1
 confirmation_seeds: [11, 12]
 settings:
-  {training_tokens: 900000, batch_size: 128, vocabulary: 400, hidden: 16, embedding: 8, window: 4,
+  {training_tokens: 500000, batch_size: 128, vocabulary: 400, hidden: 16, embedding: 8, window: 4,
    evaluate_at: [0.5, 1.0], evaluation_bytes: 3000}
 search:
   activation: {choices: [relu, gelu]}
@@ -28,6 +31,19 @@ version = mlflow.MlflowClient().get_model_version_by_alias('smallm', 'champion')
 folder = mlflow.artifacts.download_artifacts('models:/smallm@champion')
 print('registered', version.tags['smallm.search'], version.run_id, folder)
 """
+SHOWN = """python -c "
+import json, mlflow, pathlib
+folder = pathlib.Path('~/.smallm/runs/searches/survivor').expanduser()
+result = json.loads((folder / 'result.json').read_text())
+client = mlflow.MlflowClient()
+runs = client.search_runs([client.get_experiment_by_name('smallm').experiment_id])
+tops = [run for run in runs if run.info.run_name == folder.name]
+ids = {run.info.run_id for run in tops}
+parent = lambda run: run.data.tags.get('mlflow.parentRunId', run.info.run_id)
+keys = sorted(run.data.tags['smallm.key'] for run in runs if parent(run) in ids)
+parts = {name: result[name] for name in ('trials', 'finalists')}
+print('RESULT' * 2, json.dumps({**parts, 'keys': keys}))
+" """
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +57,7 @@ def cluster(hosts, laptop, small_corpus):
     laptop("ray", "up", "--yes", "cluster.yaml")
     yield hosts
     laptop("ray", "down", "--yes", "cluster.yaml")
-    wait_until_nothing_runs(hosts.hosts)
+    wait_until_nothing_runs([host for host in hosts.hosts if host.alive])
 
 
 def wait_until_nothing_runs(hosts, patience=150):
@@ -77,19 +93,54 @@ def test_a_job_from_a_laptop_runs_the_code_of_its_folder_on_every_machine(cluste
     plan = laptop.project / "smallm" / "plan.py"
     changed = plan.read_text().replace('"measured on', '"by the code of this folder, on')
     plan.write_text(changed)
-    forward = ["ray", "dashboard", "cluster.yaml"]
-    tunnel = cluster.laptop.start(*forward, cwd=laptop.project)
-    try:
-        wait_for_port(cluster.laptop, 8265)
-        submit = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265"]
-        search = ["python", "tune/search.py", *SEARCH, "--dry-run"]
-        said = laptop(*submit, "--working-dir", ".", "--", *search)
-    finally:
-        tunnel.terminate()
-        tunnel.wait(timeout=30)
+    head, key = cluster.hosts[0].address, cluster.key
+    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    forward = ["-N", "-L", "8265:127.0.0.1:8265", f"root@{head}"]  # as `ray dashboard` does
+    laptop.start("ssh", "-i", key, *trust, *forward)
+    wait_for_port(cluster.laptop, 8265)
+    submit = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", "."]
+    search = ["python", "tune/search.py", *SEARCH, "--dry-run"]
+    said = laptop(*submit, "--", *search, RAY_AUTH_MODE="token")
+    cluster.laptop.run("pkill", "-f", "ssh .*8265:127.0.0.1:8265")
     assert "by the code of this folder" in said
     assert "each trial takes 1 CPU; 3 run at once on 3 machines" in said
     assert "MLflow at http://127.0.0.1:5000" in said
+
+
+def test_the_check_names_what_keeps_a_machine_from_joining(cluster, laptop):
+    check = [Path(sys.prefix) / "bin" / "python", "clusters/check.py"]
+    assert "all 3 machines are ready" in laptop(*check, "cluster.yaml")
+    edited = yaml.safe_load((laptop.project / "cluster.yaml").read_text())
+    edited["provider"]["worker_ips"].append(f"{NETWORK}.99")
+    other = {"ssh_user": "root", "ssh_private_key": str(cluster.hosts[0].folder / "host_key")}
+    (laptop.project / "more.yaml").write_text(yaml.safe_dump(edited))
+    (laptop.project / "key.yaml").write_text(yaml.safe_dump({**edited, "auth": other}))
+    said = laptop(*check, "more.yaml", code=1)
+    assert said.startswith(f"error: {NETWORK}.99: ssh: connect to host {NETWORK}.99 port 22: ")
+    assert len(said.splitlines()) == 1
+    said = laptop(*check, "key.yaml", code=1).splitlines()
+    assert f"error: {NETWORK}.12: root@{NETWORK}.12: Permission denied (publickey)." in said
+    said = laptop(*check, "cluster.yaml", code=1, HOME=str(laptop.project))
+    assert "the token of the cluster is missing: `ray get-auth-token --generate`" in said
+
+
+def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop):
+    submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *SEARCH]
+    search = laptop.start(*submit, "--compare-with", "none", "--name", "survivor")
+    lines = []
+    for line in search.stdout:
+        lines.append(line)
+        if " rung 1/" in line and cluster.hosts[2].alive:
+            cluster.hosts[2].kill()
+    said = "".join(lines)
+    assert search.wait() == 0, said
+    shown = laptop("ray", "exec", "cluster.yaml", SHOWN).partition("RESULT" * 2)[2]
+    result = json.loads(shown.splitlines()[0])
+    assert len(result["trials"]) == 6
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+    keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
+    keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
+    assert result["keys"] == sorted(keys)  # of the runs in MLflow: none is missing, none twice
 
 
 def wait_for_port(host, port, patience=60):
