@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SPACE ?= quick
 
-.PHONY: search serve test test-long lint ui clean setup
+.PHONY: search serve test test-long test-cluster lint ui clean setup
 
 search: .venv/ready
 	$(BIN)/python tune/search.py --space $(SPACE) $(ARGS)
@@ -13,6 +13,9 @@ test: .venv/ready lint
 
 test-long: .venv/ready
 	$(BIN)/pytest -m long $(ARGS)
+
+test-cluster: .venv/ready
+	$(BIN)/pytest -m cluster -rs $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -50,7 +50,7 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 0.01,
     "muon_learning_rate": 0.04,
     "batch_size": 2048,
-    "training_tokens": 104 * 2048,
+    "training_tokens": 128 * 2048,
     "warmup": 0.0,
     "decay": 0.5,
     "precision": "bf16",

@@ -6,6 +6,7 @@ What trains where is the business of the program that owns the ledger (`tune/sea
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +50,19 @@ def opened(settings: Settings, folders: Folders) -> TokenTape:
     return TokenTape(Tape(folder.parents[1]), folder)
 
 
+def built_corpus(corpus: CorpusSettings, space: Space, *, home: Path) -> tuple[Tape, Folders]:
+    """The tape, and the tokens of every tokenizer that a trial may use, built or opened."""
+    tape = build_tape(corpus, home=home, workers=usable_cpus())
+    ratios = space.heldout_ratios()
+    tape.heldout(ratios)  # a corpus too small to split ends here, not in every trial
+    return tape, {
+        (each.tokenizer, each.vocabulary): str(
+            tokenize_tape(tape, each, ratios=ratios, workers=usable_cpus()).folder
+        )
+        for each in space.tokenizers()
+    }
+
+
 class Ledger:
     """One search from corpus to champion; its state lives in its folder under the home."""
 
@@ -73,15 +87,7 @@ class Ledger:
     def build_corpus(self) -> None:
         """Builds or opens the tape and the tokens of every tokenizer that a trial may use."""
         start = time.perf_counter()
-        self.tape = build_tape(self.corpus, home=self.home, workers=usable_cpus())
-        ratios = self.space.heldout_ratios()
-        self.tape.heldout(ratios)  # a corpus too small to split ends here, not in every trial
-        self.folders: Folders = {
-            (each.tokenizer, each.vocabulary): str(
-                tokenize_tape(self.tape, each, ratios=ratios, workers=usable_cpus()).folder
-            )
-            for each in self.space.tokenizers()
-        }
+        self.tape, self.folders = built_corpus(self.corpus, self.space, home=self.home)
         self.seconds["corpus"] = time.perf_counter() - start
         self._tell_corpus()
 
@@ -332,20 +338,16 @@ def _no_champion(trials: Sequence[Mapping[str, Any]], confirmed: Sequence[Confir
     return f"No config reached the full budget: there is no champion{first}"
 
 
-def new_search(
-    home: Path,
+def asked_for(
     space: Space,
     given: Mapping[str, Any],
     *,
-    name: str | None = None,
     trials: int | None = None,
     confirmed: int | None = None,
-    baselines: Sequence[str] = (),
-) -> Path:
-    """A folder for a new search, with all that is needed to resume it.
+) -> tuple[Space, CorpusSettings]:
+    """The space that is searched and the corpus, after what a person fixed.
 
-    `given` settings are fixed for all trials, whatever the space says of them. The champion is
-    compared with the `baselines`; a name that is no model raises SmallmError here, at the start.
+    `given` settings are fixed for all trials, whatever the space says of them.
     """
     corpus = Settings.from_flat(given).corpus
     fixed = {k: v for k, v in given.items() if k not in CorpusSettings.model_fields}
@@ -355,7 +357,22 @@ def new_search(
         changed["seeds"] = fixed.pop("seeds")
     changed["settings"] |= fixed
     changed |= {"trials": trials or space.trials, "confirmed": confirmed or space.confirmed}
-    space = validated(Space, changed)
+    return validated(Space, changed), corpus
+
+
+def new_search(
+    home: Path,
+    space: Space,
+    corpus: CorpusSettings,
+    *,
+    name: str | None = None,
+    baselines: Sequence[str] = (),
+) -> Path:
+    """A folder for a new search, with all that is needed to resume it.
+
+    The champion is compared with the `baselines`; a name that is no model raises SmallmError here,
+    at the start.
+    """
     places = places_of(baselines)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = home / "searches" / (name or f"{corpus.source}-{space.name}-{stamp}")
@@ -365,6 +382,7 @@ def new_search(
         write_json(
             temporary / "search.json",
             {
+                "id": uuid.uuid4().hex,  # by which a machine knows that it sees this very folder
                 "space": space.model_dump(mode="json"),
                 "corpus": corpus.model_dump(mode="json"),
                 "baselines": places,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from smallm import significance
@@ -47,8 +47,9 @@ def trial_record(
     error: str | None,
     interrupted: bool,
     seeds: Sequence[int],
+    machine: str | None = None,
 ) -> dict[str, Any]:
-    """A trial as the result record holds it, from what it reported."""
+    """A trial as the result record holds it, from what it reported; `machine` ran it last."""
     curve = [_point(row, seeds) for row in _once(rows)]
     last = rows[-1] if rows else {}
     status, reason = _ended(last, error, interrupted)
@@ -59,6 +60,7 @@ def trial_record(
         "settings": dict(settings),
         "status": status,
         "reason": reason,
+        "machine": machine,
         "tokens": int(last.get("tokens", 0)),
         "seconds": float(last.get("seconds", 0.0)),
         METRIC: None
@@ -189,6 +191,24 @@ def trial_resources(*, cpus: float, gpus: float, models_per_gpu: int = 4) -> dic
     if not gpus:
         return {"CPU": 1}
     return {"CPU": max(1, min(cpus / (gpus * models_per_gpu), 4)), "GPU": 1 / models_per_gpu}
+
+
+def slots(each: Mapping[str, float], machines: Iterable[Mapping[str, float]]) -> int:
+    """How many trials with those resources the machines take at once."""
+    return sum(
+        min(int(machine.get(name, 0) / amount + 1e-9) for name, amount in each.items())
+        for machine in machines
+    )
+
+
+def too_small(each: Mapping[str, float], machines: Iterable[Mapping[str, float]]) -> str:
+    """Says that no machine takes a trial, and what each of them has."""
+    there = "; ".join(_amounts({name: one.get(name, 0) for name in each}) for one in machines)
+    return f"a trial takes {_amounts(each)}, more than any machine has ({there or 'there is none'})"
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def sentences(record: Mapping[str, Any]) -> list[str]:

@@ -151,7 +151,7 @@ class ModelSettings(Group):
     preset: Literal["tiny", "small", "base"] | None = None
     """Shape of a transformer of 0.8, 4.8 or 14.3 M parameters without its embeddings."""
     activation: str = "relu2"
-    """Nonlinearity of the hidden layers; a transformer also has the gated swiglu and geglu."""
+    """Nonlinearity of the hidden layers. A transformer also has the gated swiglu and geglu."""
     window: int = Field(default=16, ge=1, le=1024)
     """Number of preceding tokens that the model sees; in a transformer, that each layer sees."""
     embedding: int = Field(default=64, ge=1)

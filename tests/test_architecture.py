@@ -22,6 +22,7 @@ LEVELS = [
     ["baselines"],
     ["predictors", "next_words", "word_search"],
     ["training_run", "comparison", "prompts"],
+    ["parcels", "cluster", "plan"],
     ["journal", "mlflow_store", "mlflow_model", "tracking"],
     ["charts", "plots", "page", "terminal", "leaderboard"],
     ["source_matrix"],

@@ -544,3 +544,28 @@ def test_train_never_writes_over_a_folder_or_another_runs_checkpoint(smallm, tra
     (tmp_path / "kept" / "tokens-000000000128").mkdir(parents=True)
     run = smallm("train", "--checkpoint", tmp_path / "kept")
     assert_one_line(run, "--resume", home=tmp_path / "home")
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "words"])
+def test_a_transformer_is_trained_evaluated_and_continued_by_the_same_commands(
+    smallm, corpus_options, tmp_path, tokenizer
+):
+    shape = ["--architecture", "transformer", "--embedding", "32", "--hidden", "64", "--depth", "2"]
+    learning = ["--optimizer", "muon", "--seeds", "1", "--training-tokens", "30000"]
+    options = [*shape, *learning, "--bigrams", "64", "--activation", "swiglu", "--window", "8"]
+    folder = tmp_path / "model"
+    made = smallm(
+        *("train", *corpus_options, *SMALL, "--evaluation-bytes", "10000000", *options),
+        *("--tokenizer", tokenizer, "--output", folder, "--json"),
+    )
+    assert made.code == 0, made.err
+    record = json.loads(made.out)
+    shown = evaluated(smallm, "--models", str(folder), "--slice", "selection")
+    (row,) = shown["models"]
+    assert row["bits_per_byte"]["value"] == pytest.approx(record["mean"], rel=1e-5)
+    assert row["context"] == 2 * 7 + 1 + 1
+    temperature = record["temperature"]
+    assert 0.7 < temperature < 1.4
+    written = smallm("generate", folder, "--prompt", "The small", "--temperature", "fitted")
+    assert written.code == 0, written.err
+    assert written.out.startswith("The small")

@@ -322,6 +322,15 @@ def test_a_tracking_server_that_does_not_answer_is_one_line(place, free_port):
     assert str(free_port) in output
 
 
+def test_a_dry_run_prints_the_plan_and_leaves_only_the_corpus(place):
+    output = finish(start(place, "--space", "small.yaml", "--dry-run"))
+    assert "search: 5 trials of 2 seeds, up to 4,608 tokens a seed" in output
+    assert "each trial takes 1 CPU" in output
+    assert f"corpus, searches and champion: {place / 'home'}" in output
+    assert not (place / "home" / "searches").exists()
+    assert not list((place / "home").glob(".plan-*"))
+
+
 def test_ray_that_cannot_start_is_one_line(place, free_port):
     process = start(place, "--space", "small.yaml", RAY_ADDRESS=f"127.0.0.1:{free_port}")
     output = finish(process, code=1)

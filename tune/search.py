@@ -3,7 +3,9 @@
     python tune/search.py                              # embedded corpus, space `quick`
     python tune/search.py --source folder --path notes --space full
     python tune/search.py --resume                     # go on after a crash or Ctrl-C
+    python tune/search.py --dry-run                    # how much, where, how long
     ray submit cluster.yaml tune/search.py -- --space full
+    ray job submit --working-dir . -- python tune/search.py
 
 What is distributed and how; every decision is a function of `smallm`.
 """
@@ -16,6 +18,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,20 +33,51 @@ import optuna
 import ray
 from ray import tune
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from smallm import confirmation, results
+from smallm import cluster, confirmation, parcels, plan, results
 from smallm.baselines import BASELINES, names_in
 from smallm.confirmation import Confirmed
-from smallm.errors import SmallmError
+from smallm.errors import SmallmError, in_one_line
 from smallm.home import open_home
-from smallm.ledger import Folders, Ledger, new_search, opened, search_to_resume
+from smallm.ledger import (
+    Folders,
+    Ledger,
+    asked_for,
+    built_corpus,
+    new_search,
+    opened,
+    search_to_resume,
+)
 from smallm.options import run_program, settings_options
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, require_same_code, usable_cpus
 from smallm.results import METRIC, MILESTONE
-from smallm.settings import Settings
+from smallm.settings import CorpusSettings, Settings
 from smallm.space import Space, load_space
+from smallm.token_tape import TokenTape
 from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
+
+
+def seen_here(job: dict[str, Any]) -> tuple[str, bool]:
+    """The digest of this machine's SmaLLM, and whether it sees the folder of the search."""
+    from smallm.provenance import code_digest  # all that is asked of a SmaLLM that may be another
+
+    return code_digest(), on_shared_disk(job)
+
+
+def on_shared_disk(job: dict[str, Any]) -> bool:
+    """Whether this machine sees the folder that the driver keeps the search in."""
+    mark = Path(job["mark"])
+    return mark.is_file() and mark.read_text(encoding="utf-8") == job["marked"]
+
+
+def opened_here(settings: Settings, folders: Folders, job: dict[str, Any]) -> TokenTape:
+    """The tokens of a config, brought to this machine first if it has no disk with them."""
+    require_same_code(job["digest"])
+    for folder, sent in job["parcels"]:
+        parcels.unpack(Path(folder), map(ray.get, sent))
+    return opened(settings, folders)
 
 
 def train_trial(
@@ -52,24 +86,24 @@ def train_trial(
     """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
     from smallm.training import Training
 
-    require_same_code(job["digest"])
     settings = space.config(config["point"])
-    tokens = opened(settings, folders)
+    tokens = opened_here(settings, folders, job)
     selection, _ = tokens.tape.heldout(space.heldout_ratios())
     checkpoint = tune.get_checkpoint()
+    state = Path(checkpoint.path) / "state" if checkpoint else None
     training = Training(
         settings,
         tokens,
         selection=selection,
         threads=job["threads"],
         device=job["device"],
-        resume_from=Path(checkpoint.path) / "state" if checkpoint else None,
+        resume_from=state if state and state.exists() else None,
     )
     shares = settings.training.evaluate_at
     for progress in training:
         rung = sum(share < progress.tokens / progress.budget - 1e-3 for share in shares)
         report = results.reported(progress, rung=rung, reduction=space.reduction)
-        if report["finished"]:
+        if report["finished"] or not on_shared_disk(job):
             tune.report(report)
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -82,8 +116,7 @@ def train_replicate(
     settings: Settings, space: Space, folders: Folders, job: dict[str, Any]
 ) -> confirmation.Replicate:
     """One finalist with one fresh seed."""
-    require_same_code(job["digest"])
-    tokens = opened(settings, folders)
+    tokens = opened_here(settings, folders, job)
     selection, final = tokens.tape.heldout(space.heldout_ratios())
     return confirmation.confirm(
         settings,
@@ -269,16 +302,22 @@ def trial_records(grid: tune.ResultGrid, ledger: Ledger) -> list[dict[str, Any]]
                 # Ray calls a trial terminated that Ctrl-C ended; only ours know better
                 interrupted=f"trial/{trial.trial_id}" not in ledger.tracker.ended,
                 seeds=ledger.space.seeds,
+                machine=(result.metrics or {}).get("node_ip"),
             )
         )
     return sorted(records, key=lambda record: int(record["number"]))
 
 
+def with_resources(task: Any, job: dict[str, Any]) -> Any:
+    """A remote function that takes what a trial takes."""
+    resources = job["resources"]
+    return task.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+
+
 def confirm(ledger: Ledger, record: dict[str, Any], job: dict[str, Any]) -> list[Confirmed]:
     """Every finalist with every fresh seed, as many at once as fit."""
     finalists, seeds = ledger.finalists(record), ledger.space.confirmation_seeds
-    resources = job["resources"]
-    task = train_replicate.options(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))
+    task = with_resources(train_replicate, job)
     waiting = {
         task.remote(
             each.settings.replace(seeds=[seed]), space=ledger.space, folders=ledger.folders, job=job
@@ -305,48 +344,140 @@ def _as_they_end(waiting: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
             raise SmallmError(f"confirmation failed: {why}; go on with --resume") from error
 
 
-def start_ray() -> None:
-    """Joins the cluster that started this program, or starts Ray on this machine."""
+def start_ray() -> bool:
+    """Joins the Ray of RAY_ADDRESS or of this machine, or starts one here; True if it joined."""
     address = os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    quiet = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    joined = bool(address)
+    hint = cluster.token_hint() if address else ""
     try:
         if address and ":" in address:  # Ray itself would try for minutes
             host, port = address.rpartition("/")[2].rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        try:
+            own = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+            ray.init(**quiet, **own)
+        except ValueError:  # `ray start` has run here: that Ray knows its processors
+            ray.init(**quiet)
+            joined = True
         # A failed trial is told in a line by the Listener; Ray would print its whole traceback.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise SmallmError(
-            f"Ray cannot start{f' at {address}' if address else ''}: {what}"
-        ) from None
+    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        where = f" at {address}" if address else ""
+        raise SmallmError(f"Ray cannot start{where}: {in_one_line(error)}{hint}") from None
+    return joined
 
 
-def make_job(space: Space) -> dict[str, Any]:
-    """What every trial must know of the machines: resources, threads, device, code digest."""
+def nodes() -> list[dict[str, Any]]:
+    """The machines that are there."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
+    """Waits for the machines of the cluster file, and names those that do not come, and why."""
+    listed, deadline = cluster.listed_machines(), time.monotonic() + patience
+    while True:
+        joined = [node["NodeManagerAddress"] for node in nodes()]
+        missing = cluster.missing_machines(listed, joined)
+        if not missing or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    for address, why in missing:
+        say(f"{address} has not joined ({why}); the search goes on without it")
+
+
+def seen_everywhere(job: dict[str, Any]) -> list[cluster.Seen]:
+    """What every machine tells of itself."""
+    asked = []
+    for node in nodes():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(seen_here).options(num_cpus=0, scheduling_strategy=there)
+        asked.append((node["NodeManagerAddress"], task.remote(job)))
+    try:
+        return [cluster.Seen(address, *ray.get(answer)) for address, answer in asked]
+    except ray.exceptions.RayError as error:
+        raise SmallmError(f"a machine of the cluster fails: {in_one_line(error)}") from error
+
+
+def make_job(space: Space, folders: Folders, mark: Path) -> dict[str, Any]:
+    """What every trial must know: resources, threads, device, code digest, where its data are.
+
+    The mark is a file of the driver's own: machines that do not see it get the data sent.
+    """
     total = ray.cluster_resources()
     resources = results.trial_resources(cpus=total.get("CPU", 1), gpus=total.get("GPU", 0))
-    slots = min(total.get(name, 0) / amount for name, amount in resources.items())
-    return {
+    machines = [node["Resources"] for node in nodes()]
+    slots = results.slots(resources, machines)
+    if not slots:
+        raise SmallmError(results.too_small(resources, machines))
+    job = {
         "resources": resources,
         "threads": max(1, int(resources["CPU"])),
         "device": "cuda" if "GPU" in resources else "cpu",
         "digest": code_digest(),
-        "concurrent": max(1, min(int(slots), space.trials)),
+        "concurrent": min(slots, space.trials),
         "cpus": int(total.get("CPU", 0)),
         "gpus": int(total.get("GPU", 0)),
+        "mark": str(mark),
+        "marked": mark.read_text(encoding="utf-8"),
+        "parcels": [],
     }
+    seen = seen_everywhere(job)
+    cluster.require_same_code(seen, job["digest"])
+    job["shared"] = all(each.shared for each in seen)
+    if not job["shared"]:
+        job["parcels"] = [
+            (str(folder), [ray.put(piece) for piece in parcels.pieces(folder)])
+            for folder in parcels.folders_of(folders.values())
+        ]
+    return job
 
 
-def run(ledger: Ledger) -> int:
+@ray.remote
+def measured_speed(space: Space, folders: Folders, job: dict[str, Any]) -> plan.Speed:
+    """How fast the default config trains where a trial may run."""
+    settings = space.config(space.default_point())
+    tokens = opened_here(settings, folders, job)
+    selection, _ = tokens.tape.heldout(space.heldout_ratios())
+    place = {"threads": job["threads"], "device": job["device"]}
+    return plan.calibrate(settings, tokens, selection, **place)
+
+
+def dry_run(home: Path, space: Space, corpus: CorpusSettings, uri: str, patience: float) -> None:
+    """Prints the plan of a search; only the corpus that it builds stays, for the search."""
+    tape, folders = built_corpus(corpus, space, home=home)
+    heldout = sum(tape.bytes(part) for part in tape.heldout(space.heldout_ratios()))
+    with tempfile.TemporaryDirectory(prefix=".plan-", dir=home) as folder:
+        mark = Path(folder) / "mark"
+        mark.write_text(uuid.uuid4().hex, encoding="utf-8")
+        try:
+            if start_ray():
+                wait_for_machines(patience, print)
+            job = make_job(space, folders, mark)
+            speed = ray.get(with_resources(measured_speed, job).remote(space, folders, job))
+            machines = [node["NodeManagerAddress"] for node in nodes()]
+        except ray.exceptions.RayError as error:
+            raise SmallmError(f"no plan: {in_one_line(error)}") from error
+        finally:
+            ray.shutdown()
+    planned = plan.Plan(space, speed, job["concurrent"], heldout)
+    for line in planned.lines(job["resources"], machines):
+        print(line)
+    for line in plan.places(home, uri, shared=job["shared"]):
+        print(line)
+
+
+def run(ledger: Ledger, patience: float) -> int:
     """Searches, confirms, crowns, reports; gives the exit code."""
     ledger.build_corpus()
     start = time.perf_counter()
     confirmed: list[Confirmed] = []
     try:
-        start_ray()
-        job = make_job(ledger.space)
+        if start_ray():
+            wait_for_machines(patience, ledger.say)
+        job = make_job(ledger.space, ledger.folders, ledger.folder / "search.json")
+        if not job["shared"]:
+            ledger.say(plan.NOT_SHARED)
         ledger.display.concurrent = job["concurrent"]
         tuner = make_tuner(ledger, job)
         with ledger.display.bar:
@@ -393,11 +524,24 @@ def run(ledger: Ledger) -> int:
     help="Pretrained models or folders, separated by commas; `none`. [default: all baselines]",
 )
 @click.option("--name", help="Name of the search; by default corpus, space and time.")
+@click.option(
+    "--dry-run", "dry", is_flag=True, help="Print how much would be trained, where, how long."
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=60,
+    show_default=True,
+    help="Seconds that listed machines of a cluster have to join.",
+)
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 def main(
     given: dict[str, Any],
     space: str,
     compare_with: str,
+    name: str | None,
+    dry: bool,
+    wait: float,
     resume: str | None,
     **sizes: Any,
 ) -> None:
@@ -406,15 +550,20 @@ def main(
     Settings given as flags or in --config are fixed for all trials.
     """
     home = open_home()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
     if resume:
         folder = search_to_resume(home, resume)
     else:
+        searched, corpus = asked_for(load_space(space), given, **sizes)
+        if dry:
+            dry_run(home, searched, corpus, uri, wait)
+            return
         others = [] if compare_with == "none" else names_in(compare_with)
-        folder = new_search(home, load_space(space), given, baselines=others, **sizes)
-    ledger = Ledger(folder, uri=os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home))
+        folder = new_search(home, searched, corpus, name=name, baselines=others)
+    ledger = Ledger(folder, uri=uri)
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
-        code = run(ledger)
+        code = run(ledger, wait)
         patience = 60
         sys.exit(code)
     finally:

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs SmaLLM and its pinned dependencies on a node, in ~/.smallm/environment. Where the same is
+# installed already it does nothing: the code itself is used where `ray up` puts it, without a copy.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+environment=$HOME/.smallm/environment
+python=${SMALLM_PYTHON:-python3.11}
+
+# Only for commands from elsewhere (bash -c), as Ray sends them; a person's own shell stays as it is.
+# shellcheck disable=SC2016
+line='[ -z "${BASH_EXECUTION_STRING:-}" ] || . ~/.smallm/source/clusters/environment.sh'
+grep -qxF "$line" ~/.bashrc 2>/dev/null || printf '\n%s\n' "$line" >> ~/.bashrc
+
+wanted=$(cat pyproject.toml constraints.txt clusters/install.sh | sha256sum)
+if [ "$(cat "$environment/installed" 2>/dev/null)" = "$wanted" ]; then
+  echo "SmaLLM is installed on $(hostname)"
+  exit
+fi
+command -v "$python" >/dev/null || {
+  echo "$(hostname): has no $python; install it (Debian: $python-venv), or set SMALLM_PYTHON" >&2
+  exit 1
+}
+rm -f "$environment/installed"
+"$python" -m venv "$environment"
+pip=("$environment/bin/python" -m pip --disable-pip-version-check)
+"${pip[@]}" install --quiet --upgrade "pip>=25.1"
+"${pip[@]}" install --quiet --constraint constraints.txt torch
+"${pip[@]}" install --quiet --constraint constraints.txt --editable ".[openml,serve,tune]"
+"${pip[@]}" install --quiet --constraint constraints.txt --no-deps --group baselines
+echo "$wanted" > "$environment/installed"
+echo "installed SmaLLM on $(hostname)"

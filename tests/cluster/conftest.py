@@ -1,0 +1,74 @@
+"""A head, two workers and a laptop, with SmaLLM's environment as after an installation."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .hosts import Hosts, missing
+
+ROOT = Path(__file__).parents[2]
+FEW = "--num-cpus=1 --object-store-memory=200000000"
+
+# What clusters/install.sh would leave, without the downloads: this environment, of which each host
+# writes its own copy, under the name that the cluster expects, with the code that `ray up` brings.
+INSTALLED = """
+set -e
+mkdir -p ~/.smallm
+ln -s {environment} ~/.smallm/environment
+echo $HOME/.smallm/source > {packages}/_editable_impl_smallm.pth
+cd {root}
+cat pyproject.toml constraints.txt clusters/install.sh | sha256sum > ~/.smallm/environment/installed
+# Trials start on all machines together, so that none has done them all before another is ready.
+echo export TUNE_MAX_PENDING_TRIALS_PG=3 >> ~/.bashrc
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    why = missing()
+    if why:
+        pytest.skip(f"test hosts: {why}")
+    with Hosts(tmp_path_factory.mktemp("hosts"), ["head", "worker-1", "worker-2"]) as made:
+        for host in made.hosts:
+            packages = f"{sys.prefix}/lib/python3.{sys.version_info.minor}/site-packages"
+            script = INSTALLED.format(environment=sys.prefix, packages=packages, root=ROOT)
+            host.run("bash", "-c", script)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def laptop(hosts):
+    """Runs a command of a person in the checkout on the laptop, and gives what it said."""
+    project = hosts.folder / "project"
+    for name in ("cluster.yaml", "pyproject.toml", "constraints.txt", "README.md"):
+        project.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    for name in ("clusters", "smallm", "tune"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    edit(project / "cluster.yaml", hosts)
+
+    # As an editable installation of the checkout would have it.
+    usual = {"cwd": project, "TERM": "dumb", "PYTHONPATH": str(project)}
+
+    def run(*command, code=0, timeout=300, **environment):
+        done = hosts.laptop.run(*command, check=False, timeout=timeout, **{**usual, **environment})
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    run.project = project
+    run.start = lambda *command: hosts.laptop.start(*command, **usual)
+    return run
+
+
+def edit(path, hosts):
+    """What a person edits, and few resources, for all hosts share one machine."""
+    cluster = yaml.safe_load(path.read_text())
+    head, *workers = (host.address for host in hosts.hosts)
+    cluster["provider"].update(head_ip=head, worker_ips=workers)
+    cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
+    for part in ("head_start_ray_commands", "worker_start_ray_commands"):
+        cluster[part] = [f"{line} {FEW}" if "ray start" in line else line for line in cluster[part]]
+    path.write_text(yaml.safe_dump(cluster))

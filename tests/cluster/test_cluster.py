@@ -1,0 +1,151 @@
+"""From a list of machines to a champion by the commands of the README, on hosts of this machine."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .hosts import HOME, NETWORK
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+SPACE = """
+trials: 6
+seeds: [1, 2]
+confirmed: 1
+confirmation_seeds: [11, 12]
+settings:
+  {training_tokens: 500000, batch_size: 128, vocabulary: 400, hidden: 16, embedding: 8, window: 4,
+   evaluate_at: [0.5, 1.0], evaluation_bytes: 3000}
+search:
+  activation: {choices: [relu, gelu]}
+  split_ratio: {choices: [0.75, 0.8]}
+  learning_rate: {low: 0.001, high: 0.02, log: true}
+"""
+REGISTERED = """
+import mlflow
+version = mlflow.MlflowClient().get_model_version_by_alias('smallm', 'champion')
+folder = mlflow.artifacts.download_artifacts('models:/smallm@champion')
+print('registered', version.tags['smallm.search'], version.run_id, folder)
+"""
+SHOWN = """python -c "
+import json, mlflow, pathlib
+folder = pathlib.Path('~/.smallm/runs/searches/survivor').expanduser()
+result = json.loads((folder / 'result.json').read_text())
+client = mlflow.MlflowClient()
+runs = client.search_runs([client.get_experiment_by_name('smallm').experiment_id])
+tops = [run for run in runs if run.info.run_name == folder.name]
+ids = {run.info.run_id for run in tops}
+parent = lambda run: run.data.tags.get('mlflow.parentRunId', run.info.run_id)
+keys = sorted(run.data.tags['smallm.key'] for run in runs if parent(run) in ids)
+parts = {name: result[name] for name in ('trials', 'finalists')}
+print('RESULT' * 2, json.dumps({**parts, 'keys': keys}))
+" """
+
+
+@pytest.fixture(scope="module")
+def cluster(hosts, laptop, small_corpus):
+    """A cluster that `ray up` has started; the corpus and a space lie on its head."""
+    head = hosts.hosts[0]
+    head.run("cp", "-r", small_corpus, HOME / "corpus")
+    (hosts.folder / "space.yaml").write_text(SPACE)
+    head.run("cp", hosts.folder / "space.yaml", HOME / "space.yaml")
+    laptop("ray", "get-auth-token", "--generate")
+    laptop("ray", "up", "--yes", "cluster.yaml")
+    yield hosts
+    laptop("ray", "down", "--yes", "cluster.yaml")
+    wait_until_nothing_runs([host for host in hosts.hosts if host.alive])
+
+
+def wait_until_nothing_runs(hosts, patience=150):
+    """A worker notices within a minute that its head is gone."""
+    deadline = time.monotonic() + patience
+    while left := [line for host in hosts for line in host.processes()]:
+        assert time.monotonic() < deadline, "\n".join(left)
+        time.sleep(2)
+
+
+SEARCH = ["--source", "folder", "--path", "~/corpus", "--space", "~/space.yaml"]
+
+
+def test_three_commands_go_from_machines_to_a_champion_that_every_machine_worked_for(
+    cluster, laptop
+):
+    submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *SEARCH]
+    said = laptop(*submit, "--compare-with", "none", "--name", "first")
+    assert "not all machines share the folder of the search" in said
+    assert "has not joined" not in said
+    laptop("ray", "rsync-down", "cluster.yaml", "~/.smallm/runs/searches/first/", "fetched/")
+    fetched = laptop.project / "fetched"
+    result = json.loads(laptop("cat", fetched / "result.json"))
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+    machines = {trial["machine"] for trial in result["trials"]}
+    assert machines == {host.address for host in cluster.hosts}
+    assert laptop("test", "-s", fetched / "champion" / "model.safetensors") == ""
+    registered = laptop("ray", "exec", "cluster.yaml", f'python -c "{REGISTERED}"')
+    assert "registered first" in registered
+
+
+def test_a_job_from_a_laptop_runs_the_code_of_its_folder_on_every_machine(cluster, laptop):
+    plan = laptop.project / "smallm" / "plan.py"
+    changed = plan.read_text().replace('"measured on', '"by the code of this folder, on')
+    plan.write_text(changed)
+    head, key = cluster.hosts[0].address, cluster.key
+    trust = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    forward = ["-N", "-L", "8265:127.0.0.1:8265", f"root@{head}"]  # as `ray dashboard` does
+    laptop.start("ssh", "-i", key, *trust, *forward)
+    wait_for_port(cluster.laptop, 8265)
+    submit = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", "."]
+    search = ["python", "tune/search.py", *SEARCH, "--dry-run"]
+    said = laptop(*submit, "--", *search, RAY_AUTH_MODE="token")
+    cluster.laptop.run("pkill", "-f", "ssh .*8265:127.0.0.1:8265")
+    assert "by the code of this folder" in said
+    assert "each trial takes 1 CPU; 3 run at once on 3 machines" in said
+    assert "MLflow at http://127.0.0.1:5000" in said
+
+
+def test_the_check_names_what_keeps_a_machine_from_joining(cluster, laptop):
+    check = [Path(sys.prefix) / "bin" / "python", "clusters/check.py"]
+    assert "all 3 machines are ready" in laptop(*check, "cluster.yaml")
+    edited = yaml.safe_load((laptop.project / "cluster.yaml").read_text())
+    edited["provider"]["worker_ips"].append(f"{NETWORK}.99")
+    other = {"ssh_user": "root", "ssh_private_key": str(cluster.hosts[0].folder / "host_key")}
+    (laptop.project / "more.yaml").write_text(yaml.safe_dump(edited))
+    (laptop.project / "key.yaml").write_text(yaml.safe_dump({**edited, "auth": other}))
+    said = laptop(*check, "more.yaml", code=1)
+    assert said.startswith(f"error: {NETWORK}.99: ssh: connect to host {NETWORK}.99 port 22: ")
+    assert len(said.splitlines()) == 1
+    said = laptop(*check, "key.yaml", code=1).splitlines()
+    assert f"error: {NETWORK}.12: root@{NETWORK}.12: Permission denied (publickey)." in said
+    said = laptop(*check, "cluster.yaml", code=1, HOME=str(laptop.project))
+    assert "the token of the cluster is missing: `ray get-auth-token --generate`" in said
+
+
+def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop):
+    submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *SEARCH]
+    search = laptop.start(*submit, "--compare-with", "none", "--name", "survivor")
+    lines = []
+    for line in search.stdout:
+        lines.append(line)
+        if " rung 1/" in line and cluster.hosts[2].alive:
+            cluster.hosts[2].kill()
+    said = "".join(lines)
+    assert search.wait() == 0, said
+    shown = laptop("ray", "exec", "cluster.yaml", SHOWN).partition("RESULT" * 2)[2]
+    result = json.loads(shown.splitlines()[0])
+    assert len(result["trials"]) == 6
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+    keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
+    keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
+    assert result["keys"] == sorted(keys)  # of the runs in MLflow: none is missing, none twice
+
+
+def wait_for_port(host, port, patience=60):
+    deadline = time.monotonic() + patience
+    probe = ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"]
+    while host.run(*probe, check=False).returncode:
+        assert time.monotonic() < deadline, f"nothing answers on port {port}"
+        time.sleep(0.5)

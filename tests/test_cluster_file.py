@@ -1,0 +1,106 @@
+"""What a search says of a cluster, and a corpus that travels, without any cluster."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smallm import cluster, parcels, results
+from smallm.errors import SmallmError
+from smallm.plan import Plan, Speed, duration, trials_at_rungs
+from smallm.space import load_space
+from smallm.tape import Tape
+from smallm.token_tape import TokenTape
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_listed_machines_are_the_head_and_the_workers_of_the_cluster_file(tmp_path):
+    assert cluster.listed_machines(tmp_path / "absent.yaml") == []
+    provider = yaml.safe_load((ROOT / "cluster.yaml").read_text())["provider"]
+    listed = cluster.listed_machines(ROOT / "cluster.yaml")
+    assert listed == [provider["head_ip"], *provider["worker_ips"]]
+
+
+def test_a_machine_that_has_not_joined_is_named_with_the_last_error_of_the_logs(tmp_path):
+    why = "ssh: connect to host 192.0.2.12 port 22: No route to host"
+    (tmp_path / "monitor.err").write_text(
+        f"root@192.0.2.12: Permission denied (publickey).\n{why}\n"
+        "Shared connection to 192.0.2.12 closed.\n"
+    )
+    listed = ["192.0.2.10", "192.0.2.12", "192.0.2.13"]
+    missing = cluster.missing_machines(listed, ["192.0.2.10"], logs=tmp_path)
+    assert missing == [("192.0.2.12", why), ("192.0.2.13", f"{tmp_path} says nothing of it")]
+
+
+def test_machines_with_other_code_are_named():
+    seen = [cluster.Seen("192.0.2.10", "aaa", True), cluster.Seen("192.0.2.11", "bbb", True)]
+    cluster.require_same_code(seen[:1], "aaa")
+    with pytest.raises(SmallmError, match=r"\(aaa\): 192.0.2.11 has bbb; `ray up` installs"):
+        cluster.require_same_code(seen, "aaa")
+
+
+def test_a_missing_token_is_named(tmp_path, monkeypatch):
+    token = tmp_path / "token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert cluster.token_hint().endswith(f"wants it in {token}, where there is none")
+    token.write_text("secret")
+    assert cluster.token_hint().endswith("wants RAY_AUTH_MODE=token as well")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert cluster.token_hint() == ""
+
+
+def test_slots_count_whole_trials_on_each_machine():
+    machines = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 8.0}, {"CPU": 0.5}]
+    assert results.slots({"CPU": 1}, machines) == 11
+    assert results.slots({"CPU": 1, "GPU": 0.25}, machines) == 3
+    assert results.slots({"CPU": 1}, machines[2:]) == 0
+    said = results.too_small({"CPU": 1}, machines[2:])
+    assert said == "a trial takes 1 CPU, more than any machine has (0.5 CPU)"
+
+
+def test_a_tape_that_travelled_in_pieces_is_the_same(bpe_tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(parcels, "PIECE", 1000)
+    tape, inner = parcels.folders_of([str(bpe_tokens.folder)])
+    places = {tape: tmp_path / tape.name}
+    places[inner] = places[tape] / "tokens" / inner.name
+    for folder, place in places.items():
+        parcels.unpack(place, parcels.pieces(folder))
+        files = [path for path in place.rglob("*") if path.is_file() and path.name[0] != "."]
+        for path in files:
+            assert path.read_bytes() == (folder / path.relative_to(place)).read_bytes()
+    arrived = TokenTape(Tape(places[tape]), places[inner])
+    assert (arrived.tokens == bpe_tokens.tokens).all()
+    parcels.unpack(places[tape], iter([parcels.Piece("other", b"")]))
+    assert not (places[tape] / "other").exists()
+
+
+def test_a_plan_expects_what_successive_halving_leaves():
+    space = load_space("quick")
+    assert trials_at_rungs(space) == [12, 4, 12 / 9]
+    plan = Plan(space, Speed(tokens_per_second=1e4, scoring_seconds=0.0), 4, heldout_bytes=10**6)
+    budget = 368_640 * 3
+    expected = budget * (12 / 9 + 4 * 2 / 9 + 12 / 9 * 2 / 3)
+    assert plan.search_tokens == pytest.approx(expected, rel=1e-6)
+    assert plan.search_seconds == pytest.approx(expected / 1e4 / 4, rel=1e-6)
+    assert plan.models == 9
+    assert plan.confirmation_seconds == pytest.approx(3 * 36.864)
+    lines = list(plan.lines({"CPU": 1}, ["192.0.2.10", "192.0.2.11"]))
+    assert (
+        lines[2] == "each trial takes 1 CPU; 4 run at once on 2 machines (192.0.2.10, 192.0.2.11)"
+    )
+    assert [duration(each) for each in (3.2, 600, 7200)] == ["4 s", "10 min", "2.0 h"]
+
+
+def test_the_scripts_of_the_cluster_are_valid_and_ray_takes_the_cluster_file():
+    for script in (ROOT / "clusters").glob("*.sh"):
+        subprocess.run(["bash", "-n", script], check=True)
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    content = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(content))
+    for local in content["file_mounts"].values():
+        assert local.startswith("~/.ray/") or (ROOT / local).exists()
