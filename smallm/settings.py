@@ -199,8 +199,6 @@ class ModelSettings(Group):
 
     @model_validator(mode="after")
     def _fits_architecture(self) -> ModelSettings:
-        from smallm.models.activations import ACTIVATIONS
-
         for architecture, names in ONLY.items():
             for name in names if architecture != self.architecture else ():
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -209,11 +207,7 @@ class ModelSettings(Group):
                         f"{self.architecture}"
                     )
         if self.architecture != "transformer":
-            if self.activation not in ACTIVATIONS:
-                raise ValueError(
-                    f"activation {self.activation} is gated, and only architecture transformer "
-                    f"has it; allowed: {', '.join(ACTIVATIONS)}"
-                )
+            self._require_plain_activation()
         elif self.embedding % (2 * self.heads):
             raise ValueError(
                 f"embedding {self.embedding} is no multiple of 2 * heads = {2 * self.heads}: "
@@ -222,6 +216,17 @@ class ModelSettings(Group):
         elif self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
         return self
+
+    def _require_plain_activation(self) -> None:
+        if self.activation == type(self).model_fields["activation"].default:
+            return  # before torch is imported, which takes seconds
+        from smallm.models.activations import ACTIVATIONS
+
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation {self.activation} is gated, and only architecture transformer "
+                f"has it; allowed: {', '.join(ACTIVATIONS)}"
+            )
 
     @field_validator("architecture")
     @classmethod
@@ -371,7 +376,7 @@ def _problem(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"] if part not in Settings.model_fields)
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
-    return f"{place}{shown}: {message}"
+    return f"{place}{shown}: {message}" if place else message
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -25,11 +25,12 @@ LEVELS = [
     ["parcels", "cluster", "plan"],
     ["journal", "mlflow_store", "mlflow_model", "tracking"],
     ["charts", "plots", "page", "terminal", "leaderboard"],
-    ["source_matrix"],
-    ["comparison_tables", "comparison_plots", "comparison_section", "corpus_section"],
+    ["source_matrix", "attention_maps", "embeddings"],
+    ["comparison_tables", "comparison_plots", "comparison_section", "corpus_section", "pictures"],
     ["report"],
     ["evaluation_run", "results", "progress", "confirmation", "ledger", "serving"],
     ["cli_corpus", "cli_baselines", "cli_models"],
+    ["cli_plots"],
     ["cli"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
