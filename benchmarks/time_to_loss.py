@@ -50,7 +50,7 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 0.01,
     "muon_learning_rate": 0.04,
     "batch_size": 2048,
-    "training_tokens": 128 * 2048,
+    "training_tokens": 116 * 2048,
     "warmup": 0.0,
     "decay": 0.5,
     "precision": "bf16",
@@ -123,7 +123,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--trainer-steps", type=int, default=2000, help="the budget of transformers.Trainer"
+        "--trainer-steps", type=int, default=2500, help="the budget of transformers.Trainer"
     )
     options = parser.parse_args()
     if not options.text.is_file():
@@ -206,7 +206,7 @@ def seconds_of_trainer(characters: Characters, options: argparse.Namespace) -> f
         eos_token_id=0,
     )
     model = GPT2LMHeadModel(config)
-    clock = watch(model, characters, every=max(options.trainer_steps // 10, 1))
+    clock = watch(model, characters, every=max(options.trainer_steps // 25, 1))
     print(f"\n{'Trainer, step':>13} {'seconds':>8} {'loss':>7}")
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
