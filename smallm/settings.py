@@ -380,7 +380,11 @@ def _problem(error: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises SmallmError when there is none."""
+    """The mapping in a YAML file; raises SmallmError when there is none.
+
+    A ~ may stand in the path: no shell has seen the command line of a job of Ray.
+    """
+    path = path.expanduser()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
