@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from smallm.batches import training_batches
+from smallm.batches import Batches, Sequences, training_batches
+from smallm.curriculum import Staged
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.hardware import has_bf16
@@ -94,8 +95,9 @@ class Training:
         training = settings.training
         self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
-        self.batches = training_batches(settings, tokens, tokens.span(part)[1])
         self.total_steps = math.ceil(training.training_tokens / training.batch_size)
+        batches = training_batches(settings, tokens, tokens.span(part)[1])
+        self.batches = staged(batches, settings, self.total_steps)
         self.step = 0
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
@@ -202,6 +204,7 @@ class Training:
                 factor=schedule(step, self.total_steps, training.warmup, training.decay),
                 bf16=self.bf16,
                 noise=group.seeds[0] * 1_000_003 + step,
+                guessed=training.scheduled_sampling * step / self.total_steps,
             )
             for step in range(start, end)
         ]
@@ -242,7 +245,7 @@ class Training:
             return False  # it moves single matrices
         if len(self.settings.training.seeds) == 1 or choice != "auto":
             return choice == "stacked" and len(self.settings.training.seeds) > 1
-        if self.settings.model.dropout:
+        if self.settings.model.dropout or self.settings.training.scheduled_sampling:
             return False  # stacked replicates share random numbers, and a seed must fix its own
         kept = self.tokens.tape.folder / "replication" / f"{self._shape_digest()}.json"
         if not kept.exists():
@@ -275,6 +278,18 @@ class Training:
         for group in groups:
             self._take_steps(group, first, until)
         return time.perf_counter() - start
+
+
+def staged(
+    batches: Batches | Sequences, settings: Settings, steps: int
+) -> Batches | Sequences | Staged:
+    """The batches in the order of the settings' curriculum, if there is one."""
+    training = settings.training
+    if training.curriculum == "none":
+        return batches
+    return Staged(
+        batches, measure=training.curriculum, order=training.curriculum_order, steps=steps
+    )
 
 
 def schedule(step: int, total: int, warmup: float, decay: float) -> float:
