@@ -12,19 +12,19 @@ import smallm
 ROOT = Path(smallm.__file__).parent
 # Each line may import from itself and from the lines above.
 LEVELS = [
-    ["__init__", "errors", "files", "hardware", "settings", "provenance", "spaces"],
+    ["__init__", "errors", "files", "hardware", "settings", "provenance", "spaces", "activity"],
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "hashes", "strata"],
     ["encoding", "spool"],
     ["home", "options", "space", "tape"],
     ["tape_building", "token_tape"],
-    ["batches", "scoring", "optimizers", "replicates", "quality", "corpus_profile"],
+    ["watching", "batches", "scoring", "optimizers", "replicates", "quality", "corpus_profile"],
     ["training", "references", "champion", "calibration"],
     ["baselines"],
     ["predictors", "next_words", "word_search"],
     ["training_run", "comparison", "prompts"],
     ["parcels", "cluster", "plan"],
     ["journal", "mlflow_store", "mlflow_model", "tracking"],
-    ["charts", "plots", "page", "terminal", "leaderboard"],
+    ["charts", "activity_plots", "plots", "page", "terminal", "leaderboard"],
     ["source_matrix", "attention_maps", "embeddings"],
     ["comparison_tables", "comparison_plots", "comparison_section", "corpus_section", "pictures"],
     ["report"],
