@@ -93,12 +93,14 @@ def layout(words: Words) -> Layout:
     """t-SNE of the words by cosine, with how far it, a PCA and chance can be trusted."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     count = len(words.names)
     perplexity = min(PERPLEXITY, (count - 1) / 3)
     tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=SEED)
-    places = np.asarray(tsne.fit_transform(words.vectors), dtype=np.float64)
-    flat = PCA(2, random_state=SEED).fit_transform(words.vectors)
+    with threadpool_limits(1):  # where others compute, more threads wait for each other
+        places = np.asarray(tsne.fit_transform(words.vectors), dtype=np.float64)
+        flat = PCA(2, random_state=SEED).fit_transform(words.vectors)
     shuffled = places[np.random.default_rng(SEED).permutation(count)]
     ways = {"t-SNE": places, "PCA": flat, "shuffled": shuffled}
     return Layout(places, {name: _trust(words.vectors, each) for name, each in ways.items()})

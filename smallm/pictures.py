@@ -133,7 +133,7 @@ def attention_plot(name: str, tokens: Sequence[str], layers: Sequence[Any], *, l
     from matplotlib.figure import Figure
 
     weights = np.asarray(layers[layer - 1])
-    columns = min(3, len(weights))
+    columns = 2 if len(weights) == 4 else min(3, len(weights))
     rows = math.ceil(len(weights) / columns)
     cell = max(2.4, 0.17 * len(tokens) + 0.8)
     with style():
@@ -145,8 +145,10 @@ def attention_plot(name: str, tokens: Sequence[str], layers: Sequence[Any], *, l
                 continue
             axes.imshow(weights[number], cmap=MAP_COLORS, vmin=0, vmax=1)
             _name_tokens(axes, tokens, left=number % columns == 0)
-            head = f"head {number + 1}"
-            axes.set_title(f"{name}, layer {layer}, {head}" if number == 0 else head, fontsize=9)
+            axes.set_title(f"head {number + 1}", fontsize=9)
+        figure.suptitle(
+            f"Attention of {name}, layer {layer}", x=0.01, ha="left", weight="bold", size="large"
+        )
         caption = (
             f"Attention of the {len(weights)} heads of layer {layer} of {len(layers)}: each "
             "token, a row, looks at the columns; white is 0, dark blue is 1."
