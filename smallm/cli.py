@@ -100,9 +100,11 @@ def train(
         training_run.require_unused(checkpoint)
     folder = _output_folder(output, settings)
     training = _training(settings, **machine, resume_from=start)
-    last = training_run.follow(training, messages(), keep_in=resume or checkpoint)
+    last, curve = training_run.follow(training, messages(), keep_in=resume or checkpoint)
     heldout_above = max(*RATIOS, settings.training.split_ratio)
-    record = training_run.save_median(training, last, folder, heldout_above=heldout_above)
+    record = training_run.save_median(
+        training, last, folder, heldout_above=heldout_above, curve=curve
+    )
     if as_json:
         print_json(record)
     else:

@@ -12,8 +12,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from smallm.activity import Activity
 from smallm.batches import Batches, Sequences, training_batches
 from smallm.curriculum import Staged
 from smallm.errors import SmallmError
@@ -31,6 +32,7 @@ from smallm.scoring import score
 from smallm.settings import Settings
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
+from smallm.watching import watched
 
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16
@@ -56,6 +58,8 @@ class Progress:
     """On the beginning of the selection slice, by seed; PENALTY where the replicate failed."""
     failures: dict[int, str]
     """Why a replicate ended early, by seed."""
+    activity: Mapping[int, Activity] = field(default_factory=dict)
+    """What the hidden units of each replicate do on the text that is scored, by seed."""
 
     @property
     def mean(self) -> float:
@@ -101,6 +105,7 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
+        self.activity: dict[int, Activity] = {}
         saved = read_json(resume_from / "training.json") if resume_from else None
         if saved and Settings.from_flat(saved["settings"]) != settings:
             raise SmallmError(f"{resume_from}: was saved by a run with other settings")
@@ -135,6 +140,7 @@ class Training:
                 loss=losses,
                 bits_per_byte=bits,
                 failures=dict(self.failures),
+                activity=dict(self.activity),
             )
             if len(self.failures) == len(bits):
                 return
@@ -224,15 +230,20 @@ class Training:
             self.failures[seed] = f"{what} by step {step} at learning rate {rate:g}"
 
     def _bits_per_byte(self, seed: int) -> float:
+        self.activity.pop(seed, None)
         if seed in self.failures:
             return PENALTY
-        scores = score(
-            self.trained(seed),
-            self.tokens,
-            self.selection,
-            window=self.settings.model.window,
-            bf16=self.bf16,
-        )
+        core = self.trained(seed)
+        with watched(core) as units:
+            scores = score(
+                core,
+                self.tokens,
+                self.selection,
+                window=self.settings.model.window,
+                bf16=self.bf16,
+            )
+        if found := units.activity():
+            self.activity[seed] = found
         return scores.bits_per_byte if math.isfinite(scores.bits_per_byte) else PENALTY
 
     def _choose_stacked(self) -> bool:
