@@ -62,6 +62,18 @@ class Model:
         """See Engine."""
         return await self.versions.score(text)
 
+    async def attention(self, prompt: str, layer: int | None) -> Json:
+        """See Inside."""
+        return await self.versions.attention(prompt, layer)
+
+    async def neighbors(self, word: str, k: int) -> Json:
+        """See Inside."""
+        return await self.versions.neighbors(word, k)
+
+    async def word_map(self) -> Json:
+        """See Inside."""
+        return await self.versions.word_map()
+
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
         return await self.versions.completed(request)
@@ -99,6 +111,18 @@ class Replicas:
     async def score(self, text: str) -> Json:
         """See Engine."""
         return await self._answer(partial(self.handle.score.remote, text))
+
+    async def attention(self, prompt: str, layer: int | None) -> Json:
+        """See Inside."""
+        return await self._answer(partial(self.handle.attention.remote, prompt, layer))
+
+    async def neighbors(self, word: str, k: int) -> Json:
+        """See Inside."""
+        return await self._answer(partial(self.handle.neighbors.remote, word, k))
+
+    async def word_map(self) -> Json:
+        """See Inside."""
+        return await self._answer(self.handle.word_map.remote)
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""

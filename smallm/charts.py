@@ -91,12 +91,12 @@ def bars(title: str, unit: str, drawn: Sequence[tuple[str, float, str]], text: s
 
 
 def finished(figure: Figure, name: str, section: str, caption: str) -> Plot:
-    """A drawn figure as a picture; its title is that of its first axes."""
+    """A drawn figure as a picture; its title is its own, else that of its first axes."""
     name, text = re.sub(r"\W+", "_", name), StringIO()
     figure.savefig(
         text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
-    title = figure.axes[0].get_title(loc="left")
+    title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
     # Several pictures share one page: their ids must differ.

@@ -20,6 +20,8 @@ INSIDE = "##"  # of a token that continues a word, in WordPiece
 SHORTEST = 3  # letters of a word worth a label
 NEIGHBORS = (5, 15)
 PERPLEXITY = 30.0
+MAPPED_WORDS = 400  # placed in some seconds
+WORD_MAP = "word-map.json"  # in the folder of a champion
 SEED = 42
 FEWEST_WORDS = 31  # more than twice the neighbours that are looked at
 
@@ -91,15 +93,38 @@ def layout(words: Words) -> Layout:
     """t-SNE of the words by cosine, with how far it, a PCA and chance can be trusted."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     count = len(words.names)
     perplexity = min(PERPLEXITY, (count - 1) / 3)
     tsne = TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=SEED)
-    places = np.asarray(tsne.fit_transform(words.vectors), dtype=np.float64)
-    flat = PCA(2, random_state=SEED).fit_transform(words.vectors)
+    with threadpool_limits(1):  # where others compute, more threads wait for each other
+        places = np.asarray(tsne.fit_transform(words.vectors), dtype=np.float64)
+        flat = PCA(2, random_state=SEED).fit_transform(words.vectors)
     shuffled = places[np.random.default_rng(SEED).permutation(count)]
     ways = {"t-SNE": places, "PCA": flat, "shuffled": shuffled}
     return Layout(places, {name: _trust(words.vectors, each) for name, each in ways.items()})
+
+
+def word_map(predictor: Any, *, most: int = MAPPED_WORDS) -> dict[str, Any]:
+    """The frequent words of a model in the plane, as JSON can hold them."""
+    words = embedded_words(predictor, most=most)
+    found = layout(words)
+    places = [[round(float(x), 3), round(float(y), 3)] for x, y in found.places]
+    trust = {
+        way: {str(number): round(value, 4) for number, value in each.items()}
+        for way, each in found.trust.items()
+    }
+    return {"words": list(words.names), "places": places, "trustworthiness": trust}
+
+
+def layout_of(found: Mapping[str, Any]) -> Layout:
+    """The layout in what `word_map` gave."""
+    trust = {
+        way: {int(number): value for number, value in each.items()}
+        for way, each in found["trustworthiness"].items()
+    }
+    return Layout(np.asarray(found["places"], dtype=np.float64), trust)
 
 
 def _trust(vectors: NDArray[np.float32], places: NDArray[Any]) -> dict[int, float]:

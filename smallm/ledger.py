@@ -22,10 +22,12 @@ from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
 from smallm.comparison_tables import evaluation_tables, prompt_tables
 from smallm.confirmation import Confirmed, Finalist
+from smallm.embeddings import WORD_MAP, word_map
 from smallm.errors import SmallmError, in_one_line
 from smallm.evaluation_run import keep_temperatures, track_models
-from smallm.files import read_json, whole_folder, write_json, write_text
-from smallm.pictures import model_plots
+from smallm.files import read_json, whole_folder, write_json
+from smallm.pictures import model_record
+from smallm.predictors import Predictor
 from smallm.predictors.loading import load_predictor
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
@@ -170,6 +172,7 @@ class Ledger:
             "references": [],
             "conclusion": [],
             "champion": None,
+            "pictures": None,
             "comparison": None,
         }
 
@@ -207,6 +210,7 @@ class Ledger:
                 card = confirmation.card(champion, record)
                 about = {"heldout_above": max(ratios), "temperature": fitted}
                 save_model(core, settings, tokens, temporary, card=card, **about)
+                self._map_words(temporary)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),
@@ -214,18 +218,29 @@ class Ledger:
         }
         for each, row in zip(ordered, record["finalists"], strict=True):
             self._track_confirmation(each, row)
-        self._draw(folder)
+        record["pictures"] = self._pictures(folder)
 
-    def _draw(self, champion: Path) -> None:
-        """Pictures of the champion, beside the plots of the search."""
-        name = f"the champion of {self.folder.name}"
+    def _map_words(self, champion: Path) -> None:
+        """Puts the words of the champion in the plane, for the report and for who serves it."""
         try:
-            predictor = load_predictor(str(champion), home=self.home, threads=usable_cpus())
-            predictor.name = name
-            for plot in model_plots(predictor, comparison.default_prompts()[0]):
-                write_text(self.folder / "plots" / f"{plot.name}.svg", plot.svg)
+            write_json(champion / WORD_MAP, word_map(self._loaded(champion)))
         except SmallmError as error:
-            self.say(f"not all pictures of the champion: {in_one_line(error)}")
+            self.say(f"no picture of the champion's words: {in_one_line(error)}")
+
+    def _pictures(self, champion: Path) -> Mapping[str, Any] | None:
+        """What the pictures of the champion are drawn from."""
+        file = champion / WORD_MAP
+        words = read_json(file) if file.exists() else None
+        try:
+            return model_record(self._loaded(champion), comparison.default_prompts(), words)
+        except SmallmError as error:
+            self.say(f"no pictures of the champion: {in_one_line(error)}")
+            return None
+
+    def _loaded(self, champion: Path) -> Predictor:
+        predictor = load_predictor(str(champion), home=self.home, threads=usable_cpus())
+        predictor.name = f"the champion of {self.folder.name}"
+        return predictor
 
     def compare(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the champion beside the pretrained models to the record, and prints it.

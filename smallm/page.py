@@ -31,6 +31,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem }
   gap: 1.5rem 2rem; align-items: start; margin-bottom: 1.5rem }
 figure { margin: 0; break-inside: avoid; max-width: 560px }
 figure svg { width: 100%; height: auto; display: block }
+.broad { max-width: 900px; margin-bottom: 1.5rem }
+.broad svg { min-width: 700px }
 figcaption { font-size: .875rem }
 .wide { overflow-x: auto; margin: .8rem 0 }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
@@ -99,6 +101,12 @@ def figures(plots: Sequence[Plot], section: str, *beside: Html) -> Html:
         if plot.section == section
     ]
     return tag("div", *drawn, *beside, class_="plots")
+
+
+def broad_figure(plot: Plot) -> Html:
+    """A picture with small labels over the whole page; on a narrow one it scrolls in its box."""
+    box = tag("div", Html(plot.svg), class_="wide")
+    return tag("figure", box, tag("figcaption", plot.caption), class_="broad")
 
 
 def page(title: str, facts: Iterable[str], sections: Mapping[str, Html]) -> str:

@@ -3,37 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smallm.attention_maps import AttentionMaps, attention_maps
 from smallm.charts import GREY, INK, PALE, ROLE_COLORS, Plot, bars, finished, style
-from smallm.embeddings import NEIGHBORS, Layout, Words, embedded_words, layout
+from smallm.embeddings import NEIGHBORS, Layout, embedded_words, layout_of, neighbors
+from smallm.page import Html, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Record = Mapping[str, Any]
+
 SECTION = "model"
-FEW_WORDS = 400  # drawn in some seconds
+LONG = 5  # letters of a word whose neighbours the report shows
+ASKED, NEAR = 8, 5  # such words, and neighbours of each
 WIDE = 9.0  # inches of a picture with many labels
 MAP_COLORS = "Blues"
 LABEL_GAP = 1.5  # pixels between two labels
 
 
-def model_plots(predictor: Any, prompt: str) -> list[Plot]:
-    """What can be drawn of a model; SmallmError where that is nothing."""
-    words = embedded_words(predictor, most=FEW_WORDS)
-    plots = [embeddings_plot(predictor.name, words, layout(words))]
+def model_record(predictor: Any, prompts: Sequence[str], words: Record | None) -> Record:
+    """What the pictures of a model are drawn from, as JSON can hold it.
+
+    `words` is what `word_map` gives. Attention is that to the first prompt, where there is any;
+    the neighbours are those of words of the prompts.
+    """
+    from smallm.attention_maps import attention_maps
+
+    record: dict[str, Any] = {"name": predictor.name, "words": words, "attention": None}
     if getattr(predictor.model, "reads_sequences", True):
-        maps = attention_maps(predictor, prompt)
-        plots.append(heads_plot(predictor.name, maps))
-        plots.append(attention_plot(predictor.name, maps, layer=len(maps.weights)))
+        maps = attention_maps(predictor, prompts[0])
+        weights = [np.round(each.numpy(), 4).tolist() for each in maps.weights]
+        record["attention"] = {"tokens": list(maps.tokens), "weights": weights}
+    if words is not None:
+        every = embedded_words(predictor)
+        asked = _worth_asking(every.names, prompts)
+        record["neighbors"] = {
+            word: [(name, round(cosine, 4)) for name, cosine in neighbors(every, word, count=NEAR)]
+            for word in asked
+        }
+    return record
+
+
+def _worth_asking(names: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    """Long words of the prompts that are known; where there are few, frequent long words too."""
+    spoken = [word.strip(".,:;") for prompt in prompts for word in prompt.split()]
+    known, long = set(names), [name for name in names if len(name) >= LONG]
+    found = [word for word in spoken if len(word) >= LONG and word in known]
+    return list(dict.fromkeys([*found, *long]))[:ASKED]
+
+
+def draw_model(record: Record) -> list[Plot]:
+    """The pictures of a model from its record."""
+    name, words, maps = record["name"], record["words"], record["attention"]
+    plots = []
+    if words is not None:
+        plots.append(embeddings_plot(name, words["words"], layout_of(words)))
+    if maps is not None:
+        tokens, weights = maps["tokens"], maps["weights"]
+        plots.append(heads_plot(name, tokens, weights))
+        plots.append(attention_plot(name, tokens, weights, layer=len(weights)))
     return plots
 
 
-def embeddings_plot(name: str, words: Words, found: Layout) -> Plot:
+def neighbors_table(record: Record) -> Html:
+    """The words that a model keeps nearest to some, a row each."""
+    rows = [
+        (word, ", ".join(f"{name} {cosine:.2f}" for name, cosine in near))
+        for word, near in record.get("neighbors", {}).items()
+    ]
+    return table(["word", "nearest words, with the cosine of their embeddings"], rows)
+
+
+def embeddings_plot(name: str, words: Sequence[str], found: Layout) -> Plot:
     """Words by t-SNE; a word whose label would lie on another one is a dot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,9 +92,9 @@ def embeddings_plot(name: str, words: Words, found: Layout) -> Plot:
         axes.spines[:].set_visible(False)
         axes.margins(0.04)
         FigureCanvasAgg(figure)
-        labelled = _label(figure, axes, words.names, found.places)
+        labelled = _label(figure, axes, words, found.places)
         caption = (
-            f"t-SNE by cosine of {len(words.names):,} words that are one token each, {labelled} of "
+            f"t-SNE by cosine of {len(words):,} words that are one token each, {labelled} of "
             f"them labelled. {trust_sentence(found)}"
         )
         return finished(figure, "embeddings", SECTION, caption)
@@ -80,14 +125,17 @@ def _label(figure: Figure, axes: Any, names: Sequence[str], places: Any) -> int:
     return len(taken)
 
 
-def attention_plot(name: str, maps: AttentionMaps, *, layer: int) -> Plot:
-    """All heads of one layer, counted from 1, with the tokens; rows look at columns."""
+def attention_plot(name: str, tokens: Sequence[str], layers: Sequence[Any], *, layer: int) -> Plot:
+    """All heads of one layer, counted from 1, with the tokens; rows look at columns.
+
+    `layers` holds the weights of each layer (heads, tokens, tokens).
+    """
     from matplotlib.figure import Figure
 
-    weights = maps.weights[layer - 1]
-    columns = min(3, len(weights))
+    weights = np.asarray(layers[layer - 1])
+    columns = 2 if len(weights) == 4 else min(3, len(weights))
     rows = math.ceil(len(weights) / columns)
-    cell = max(2.4, 0.17 * len(maps.tokens) + 0.8)
+    cell = max(2.4, 0.17 * len(tokens) + 0.8)
     with style():
         figure = Figure(figsize=(cell * columns, cell * rows + 0.4), layout="constrained")
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -95,12 +143,14 @@ def attention_plot(name: str, maps: AttentionMaps, *, layer: int) -> Plot:
             if number >= len(weights):
                 axes.set_visible(False)
                 continue
-            axes.imshow(weights[number].numpy(), cmap=MAP_COLORS, vmin=0, vmax=1)
-            _name_tokens(axes, maps.tokens, left=number % columns == 0)
-            head = f"head {number + 1}"
-            axes.set_title(f"{name}, layer {layer}, {head}" if number == 0 else head, fontsize=9)
+            axes.imshow(weights[number], cmap=MAP_COLORS, vmin=0, vmax=1)
+            _name_tokens(axes, tokens, left=number % columns == 0)
+            axes.set_title(f"head {number + 1}", fontsize=9)
+        figure.suptitle(
+            f"Attention of {name}, layer {layer}", x=0.01, ha="left", weight="bold", size="large"
+        )
         caption = (
-            f"Attention of the {len(weights)} heads of layer {layer} of {len(maps.weights)}: each "
+            f"Attention of the {len(weights)} heads of layer {layer} of {len(layers)}: each "
             "token, a row, looks at the columns; white is 0, dark blue is 1."
         )
         return finished(figure, "attention", SECTION, caption)
@@ -114,15 +164,15 @@ def _name_tokens(axes: Any, tokens: Sequence[str], *, left: bool) -> None:
     axes.grid(visible=False)
 
 
-def heads_plot(name: str, maps: AttentionMaps) -> Plot:
+def heads_plot(name: str, tokens: Sequence[str], layers: Sequence[Any]) -> Plot:
     """All heads of all layers, small and without labels: a row of pictures for each layer."""
     from matplotlib.figure import Figure
 
-    size, heads = len(maps.tokens), max(map(len, maps.weights))
+    size, heads = len(tokens), max(map(len, layers))
     gap = max(1, size // 8)
-    whole = np.full((len(maps.weights) * (size + gap), heads * (size + gap)), np.nan)
-    for layer, weights in enumerate(maps.weights):
-        for head, each in enumerate(weights.numpy()):
+    whole = np.full((len(layers) * (size + gap), heads * (size + gap)), np.nan)
+    for layer, weights in enumerate(layers):
+        for head, each in enumerate(np.asarray(weights)):
             top, left = layer * (size + gap), head * (size + gap)
             whole[top : top + size, left : left + size] = each
     with style():
@@ -131,17 +181,16 @@ def heads_plot(name: str, maps: AttentionMaps) -> Plot:
         axes = figure.subplots()
         axes.imshow(whole, cmap=MAP_COLORS, vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"Attention of {name}, every head")
-        middle = size / 2 + np.arange(max(heads, len(maps.weights))) * (size + gap)
+        middle = size / 2 + np.arange(max(heads, len(layers))) * (size + gap)
         numbers = [str(number) for number in range(1, 1 + len(middle))]
-        layers = len(maps.weights)
-        axes.set_yticks(middle[:layers], numbers[:layers], fontsize=8)
+        axes.set_yticks(middle[: len(layers)], numbers[: len(layers)], fontsize=8)
         axes.set_xticks(middle[:heads], numbers[:heads], fontsize=8)
         axes.set(xlabel="head", ylabel="layer")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
         caption = (
-            f"One small map for each of {heads} heads in {len(maps.weights)} layers over the "
+            f"One small map for each of {heads} heads in {len(layers)} layers over the "
             f"{size} tokens of the prompt: rows look at columns, dark blue is 1."
         )
         return finished(figure, "attention_heads", SECTION, caption)

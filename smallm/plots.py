@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from smallm.activity_plots import activity_over_training
 from smallm.charts import (
     GREY,
     INK,
@@ -41,7 +42,8 @@ def draw_plots(result: Record) -> list[Plot]:
         drawn = [
             _finalist_seeds(result),
             _reference_models(result),
-            _learning_curves(result),
+            learning_curves(result),
+            activity_over_training(result, tokens_shown),
             _importance(result),
             *(_setting(result, name) for name in result.get("searched") or ()),
         ]
@@ -126,7 +128,8 @@ def _reference_models(result: Record) -> Plot | None:
     )
 
 
-def _learning_curves(result: Record) -> Plot | None:
+def learning_curves(result: Record) -> Plot | None:
+    """Bits per byte of all trials over training, the leaders in colour; None without any."""
     trials = [trial for trial in result.get("trials") or () if trial.get("curve")]
     if not trials:
         return None
@@ -136,7 +139,8 @@ def _learning_curves(result: Record) -> Plot | None:
     order = {name: place for place, name in enumerate(leaders)}
     for trial in sorted(trials, key=lambda each: order.get(each["id"], -1)):
         _curve(axes, trial, leaders.get(trial["id"]), ended=at_full_budget(trial, result))
-    axes.plot([], [], color=PALE, lw=1, label="other trials")
+    if len(leaders) < len(trials):
+        axes.plot([], [], color=PALE, lw=1, label="other trials")
     if not all(at_full_budget(trial, result) for trial in trials):
         axes.plot([], [], "o", mfc="white", mec=GREY, ms=5, label="ended before the full budget")
     left_out = _focus(axes, [each["mean"] for trial in trials for each in trial["curve"]])
@@ -281,14 +285,24 @@ def _colored(result: Record) -> list[tuple[Record, str]]:
 
 
 def _leaders(result: Record) -> dict[str, tuple[str, str]]:
-    """Name and colour of the trials to follow: the finalists', else the three best so far."""
+    """Name and colour of the trials to follow: the finalists', else the three best so far.
+
+    Trials that have a name are all followed.
+    """
     finalists = {each["trial"]: (titled(each), color) for each, color in _colored(result)}
     if finalists:
         return finalists
     scored = [trial for trial in result.get("trials") or () if score(trial) is not None]
     scored.sort(key=lambda trial: (-trial["tokens"], score(trial)))
-    best = zip(scored, OTHER_COLORS[:3], strict=False)
-    return {trial["id"]: (f"trial {trial['number']}", color) for trial, color in best}
+    if any("name" in trial for trial in scored):
+        colors = (*ROLE_COLORS.values(), *OTHER_COLORS) * len(scored)
+    else:
+        colors = OTHER_COLORS[:3]
+    best = zip(scored, colors, strict=False)
+    return {
+        trial["id"]: (trial.get("name") or f"trial {trial['number']}", color)
+        for trial, color in best
+    }
 
 
 def _name_columns(axes: Axes, names: Sequence[str]) -> None:

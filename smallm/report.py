@@ -25,7 +25,8 @@ from smallm.leaderboard import (
     roles,
     span,
 )
-from smallm.page import Html, details, figures, join, page, pairs, table, tag
+from smallm.page import Html, broad_figure, details, figures, join, page, pairs, table, tag
+from smallm.pictures import draw_model, neighbors_table
 from smallm.plots import Record, draw_plots, label, score, shown, tokens_shown
 
 SCHEMA = 2  # of `result.json`: raise it where an older one can no longer be shown
@@ -67,6 +68,7 @@ def write_report(result: Record, path: Path) -> None:
         "Reference models": _references(result, plots),
         **comparison_sections(result.get("comparison") or {"models": ()}),
         "Search": _search(result, plots),
+        "Inside the champion": _inside(result.get("pictures")),
         "All trials": _trials(result),
         "Corpus": _corpus(result.get("corpus") or {}),
         "How it was measured": _measured(result),
@@ -90,7 +92,8 @@ def _size(part: Record) -> str:
 
 def write_plots(result: Record, folder: Path) -> None:
     """Writes each plot as an SVG file, for where the report cannot be opened."""
-    for plot in draw_plots(result):
+    pictures = result.get("pictures")
+    for plot in [*draw_plots(result), *(draw_model(pictures) if pictures else ())]:
         write_text(folder / f"{plot.name}.svg", plot.svg)
 
 
@@ -213,6 +216,16 @@ def _trials(result: Record) -> Html:
     words = "Scores on the selection slice. Trials that ended early saw fewer tokens than the "
     words += f"full budget of {tokens_shown(result['full_budget'])}: their scores do not compare."
     return join(tag("p", words), table(header, rows, "trials"))
+
+
+def _inside(pictures: Record | None) -> Html:
+    if not pictures:
+        return Html()
+    drawn = draw_model(pictures)
+    near = neighbors_table(pictures) if pictures.get("neighbors") else Html()
+    words = "The mean of all embeddings is taken off before their cosines are compared."
+    heading = join(tag("h3", "Nearest words"), tag("p", words)) if near else Html()
+    return join(*map(broad_figure, drawn), heading, near)
 
 
 def _end(trial: Record) -> str:

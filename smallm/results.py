@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from smallm import significance
+from smallm.activity import ACTIVITY
 from smallm.corpus_profile import corpus_profile
 from smallm.space import Space
 from smallm.tape import Tape
@@ -35,6 +36,11 @@ def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]
         "failure": "; ".join(f"seed {seed} {why}" for seed, why in progress.failures.items()),
         **{f"{METRIC}/seed_{seed}": bits for seed, bits in progress.bits_per_byte.items()},
         **{f"loss/seed_{seed}": loss for seed, loss in progress.loss.items()},
+        **{
+            f"{name}/seed_{seed}": value
+            for seed, found in progress.activity.items()
+            for name, value in found.of_all().items()
+        },
     }
 
 
@@ -88,7 +94,23 @@ def _point(row: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
         "seconds": float(row["seconds"]),
         "mean": float(row[METRIC]),
         "per_seed": {str(seed): float(row[f"{METRIC}/seed_{seed}"]) for seed in seeds},
+        "activity": _activity(row, seeds),
     }
+
+
+def _activity(row: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, float] | None:
+    """What the hidden units did, as a mean over the seeds that have not failed."""
+    found = {
+        name: [
+            float(value)
+            for seed in seeds
+            if math.isfinite(value := row.get(f"{name}/seed_{seed}", math.nan))
+        ]
+        for name in ACTIVITY
+    }
+    if not all(found.values()):
+        return None
+    return {name: statistics.fmean(values) for name, values in found.items()}
 
 
 def _ended(last: Mapping[str, Any], error: str | None, interrupted: bool) -> tuple[str, str]:

@@ -12,8 +12,8 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from smallm.batches import training_batches
+from smallm.activity import Activity
+from smallm.batches import Batches, Sequences, training_batches
+from smallm.curriculum import Staged
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.hardware import has_bf16
@@ -30,6 +32,7 @@ from smallm.scoring import score
 from smallm.settings import Settings
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
+from smallm.watching import watched
 
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16
@@ -55,6 +58,8 @@ class Progress:
     """On the beginning of the selection slice, by seed; PENALTY where the replicate failed."""
     failures: dict[int, str]
     """Why a replicate ended early, by seed."""
+    activity: Mapping[int, Activity] = field(default_factory=dict)
+    """What the hidden units of each replicate do on the text that is scored, by seed."""
 
     @property
     def mean(self) -> float:
@@ -94,11 +99,13 @@ class Training:
         training = settings.training
         self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
-        self.batches = training_batches(settings, tokens, tokens.span(part)[1])
         self.total_steps = math.ceil(training.training_tokens / training.batch_size)
+        batches = training_batches(settings, tokens, tokens.span(part)[1])
+        self.batches = staged(batches, settings, self.total_steps)
         self.step = 0
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
+        self.activity: dict[int, Activity] = {}
         saved = read_json(resume_from / "training.json") if resume_from else None
         if saved and Settings.from_flat(saved["settings"]) != settings:
             raise SmallmError(f"{resume_from}: was saved by a run with other settings")
@@ -133,6 +140,7 @@ class Training:
                 loss=losses,
                 bits_per_byte=bits,
                 failures=dict(self.failures),
+                activity=dict(self.activity),
             )
             if len(self.failures) == len(bits):
                 return
@@ -202,6 +210,7 @@ class Training:
                 factor=schedule(step, self.total_steps, training.warmup, training.decay),
                 bf16=self.bf16,
                 noise=group.seeds[0] * 1_000_003 + step,
+                guessed=training.scheduled_sampling * step / self.total_steps,
             )
             for step in range(start, end)
         ]
@@ -221,15 +230,20 @@ class Training:
             self.failures[seed] = f"{what} by step {step} at learning rate {rate:g}"
 
     def _bits_per_byte(self, seed: int) -> float:
+        self.activity.pop(seed, None)
         if seed in self.failures:
             return PENALTY
-        scores = score(
-            self.trained(seed),
-            self.tokens,
-            self.selection,
-            window=self.settings.model.window,
-            bf16=self.bf16,
-        )
+        core = self.trained(seed)
+        with watched(core) as units:
+            scores = score(
+                core,
+                self.tokens,
+                self.selection,
+                window=self.settings.model.window,
+                bf16=self.bf16,
+            )
+        if found := units.activity():
+            self.activity[seed] = found
         return scores.bits_per_byte if math.isfinite(scores.bits_per_byte) else PENALTY
 
     def _choose_stacked(self) -> bool:
@@ -242,7 +256,7 @@ class Training:
             return False  # it moves single matrices
         if len(self.settings.training.seeds) == 1 or choice != "auto":
             return choice == "stacked" and len(self.settings.training.seeds) > 1
-        if self.settings.model.dropout:
+        if self.settings.model.dropout or self.settings.training.scheduled_sampling:
             return False  # stacked replicates share random numbers, and a seed must fix its own
         kept = self.tokens.tape.folder / "replication" / f"{self._shape_digest()}.json"
         if not kept.exists():
@@ -275,6 +289,18 @@ class Training:
         for group in groups:
             self._take_steps(group, first, until)
         return time.perf_counter() - start
+
+
+def staged(
+    batches: Batches | Sequences, settings: Settings, steps: int
+) -> Batches | Sequences | Staged:
+    """The batches in the order of the settings' curriculum, if there is one."""
+    training = settings.training
+    if training.curriculum == "none":
+        return batches
+    return Staged(
+        batches, measure=training.curriculum, order=training.curriculum_order, steps=steps
+    )
 
 
 def schedule(step: int, total: int, warmup: float, decay: float) -> float:

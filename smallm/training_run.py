@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallm.activity import ACTIVITY
 from smallm.errors import SmallmError, unknown_name
-from smallm.files import read_json, whole_folder
+from smallm.files import read_json, whole_folder, write_json
+from smallm.settings import Settings, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,12 +19,18 @@ if TYPE_CHECKING:
     from smallm.training import Progress, Training
 
 CHECKPOINTS = "tokens-*"
+CURVE = "curve.json"
+
+Point = dict[str, Any]
 
 
-def follow(training: Training, console: Console, *, keep_in: Path | None = None) -> Progress:
-    """Trains to the end; prints a line per evaluation, on a terminal with a bar below.
+def follow(
+    training: Training, console: Console, *, keep_in: Path | None = None
+) -> tuple[Progress, list[Point]]:
+    """Trains to the end; gives where that is, and the points of the learning curve.
 
-    With `keep_in`, the newest checkpoint stays in that folder.
+    Prints a line per evaluation, on a terminal with a bar below. With `keep_in`, the newest
+    checkpoint stays in that folder, with the curve up to it.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -35,16 +45,57 @@ def follow(training: Training, console: Console, *, keep_in: Path | None = None)
         transient=True,
     )
     last = None
+    curve = _kept_curve(keep_in, training.step * size)
     with bar:
         task = bar.add_task("", total=training.total_steps * size, completed=training.step * size)
         for last in training:
             console.print(line(last), markup=False)
             bar.update(task, completed=last.tokens)
+            curve.append(curve_point(last))
             if keep_in and not last.done:
                 _keep(training, keep_in, last.tokens)
+                write_json(keep_in / CURVE, curve)
     if last is None:
         raise SmallmError("nothing is left to train: the checkpoint has spent its budget")
-    return last
+    return last, curve
+
+
+def curve_point(progress: Progress) -> Point:
+    """A point of a learning curve, as the trials of a result record have them."""
+    found = [each.of_all() for each in progress.activity.values()]
+    activity = {name: statistics.fmean(one[name] for one in found) for name in ACTIVITY}
+    return {
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "mean": progress.mean,
+        "per_seed": {str(seed): bits for seed, bits in progress.bits_per_byte.items()},
+        "activity": activity if found else None,
+    }
+
+
+def _kept_curve(folder: Path | None, tokens: int) -> list[Point]:
+    """The curve that is kept beside a checkpoint, up to where that one goes on."""
+    if not tokens or folder is None or not (folder / CURVE).exists():
+        return []
+    return [point for point in read_json(folder / CURVE) if point["tokens"] <= tokens]
+
+
+def read_curve(folder: Path) -> dict[str, Any]:
+    """How a saved model was trained, as a trial of a result record; SmallmError without it."""
+    if not (folder / CURVE).exists():
+        raise SmallmError(f"{folder}: holds no learning curve ({CURVE}): `smallm train` saves one")
+    curve = read_json(folder / CURVE)
+    settings = Settings.from_flat(read_yaml(folder / "settings.yaml"))
+    last = curve[-1]
+    return {
+        "id": str(folder),
+        "name": folder.name,
+        "settings": settings.flat(),
+        "status": "completed",
+        "tokens": last["tokens"],
+        "bits_per_byte": {"mean": last["mean"], "per_seed": last["per_seed"]},
+        "curve": curve,
+    }
 
 
 def line(progress: Progress) -> str:
@@ -104,11 +155,17 @@ def median_seed(progress: Progress) -> int:
 
 
 def save_median(
-    training: Training, progress: Progress, folder: Path, *, heldout_above: float
+    training: Training,
+    progress: Progress,
+    folder: Path,
+    *,
+    heldout_above: float,
+    curve: Sequence[Point] = (),
 ) -> dict[str, Any]:
     """Saves the replicate with the median score as a Hugging Face folder; gives the record.
 
-    No training of this corpus goes beyond the split ratio `heldout_above`.
+    No training of this corpus goes beyond the split ratio `heldout_above`. The `curve` that led
+    there is saved with it.
     """
     from smallm.calibration import fitted_temperature
     from smallm.champion import save_model
@@ -124,6 +181,8 @@ def save_median(
     with whole_folder(folder) as temporary:
         about = {"heldout_above": heldout_above, "temperature": temperature}
         save_model(core, settings, tokens, temporary, card=card, **about)
+        if curve:
+            write_json(temporary / CURVE, list(curve))
     return {
         "folder": str(folder),
         "seed": seed,

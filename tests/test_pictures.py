@@ -109,9 +109,9 @@ def test_pictures_are_whole_and_say_how_far_they_can_be_trusted(bpe_tokens):
     predictor = smallm(bpe_tokens, architecture="transformer", heads=4, depth=2)
     maps = attention_maps(predictor, "the first of them")
     plots = [
-        embeddings_plot("mine", words, found),
-        heads_plot("mine", maps),
-        attention_plot("mine", maps, layer=2),
+        embeddings_plot("mine", words.names, found),
+        heads_plot("mine", maps.tokens, maps.weights),
+        attention_plot("mine", maps.tokens, maps.weights, layer=2),
         neighbors_plot("mine", "aword1", neighbors(words, "aword1", count=5)),
     ]
     for plot in plots:

@@ -41,8 +41,8 @@ def byte_level_bpe(vocabulary=320, specials=("<|endoftext|>",), digits=False):
     return backend
 
 
-def gpt2_tokenizer():
-    backend = byte_level_bpe()
+def gpt2_tokenizer(vocabulary=320):
+    backend = byte_level_bpe(vocabulary)
     vocabulary = {token: number for token, number in backend.get_vocab().items()}
     merges = [tuple(pair) for pair in _merges(backend)]
     return GPT2Tokenizer(vocab=vocabulary, merges=merges)
@@ -85,8 +85,8 @@ def randomized(model, std=0.6):
     return model.eval()
 
 
-def gpt2(layers=2, context=32):
-    tokenizer = gpt2_tokenizer()
+def gpt2(layers=2, context=32, vocabulary=320):
+    tokenizer = gpt2_tokenizer(vocabulary)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_layer=layers,

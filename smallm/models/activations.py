@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,3 +20,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # Gated forms (Shazeer 2020, arXiv 2002.05202): this activation of one layer times another layer.
 GATED: dict[str, str] = {"swiglu": "silu", "geglu": "gelu"}
+
+
+class Activation(nn.Module):
+    """An activation by name; as a module, so that others can watch what goes through it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, each number by itself."""
+        return ACTIVATIONS[self.name](x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallm.models.activations import ACTIVATIONS
+from smallm.models.activations import Activation
 from smallm.settings import ModelSettings
 
 SMALLEST_NORM = 1e-6  # bounds the gradient of a hidden state that is nearly zero
@@ -31,10 +31,10 @@ class MLP(nn.Module):
         width, hidden = settings.embedding, settings.hidden
         inputs = [settings.window * width, *[hidden] * (settings.depth - 1)]
         self.reach = settings.window
-        self.activation = ACTIVATIONS[settings.activation]
         self.dropout = settings.dropout
         self.embedding = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(nn.Linear(size, hidden) for size in inputs)
+        self.activations = nn.ModuleList(Activation(settings.activation) for _ in inputs)
         self.projection = nn.Linear(hidden, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(hidden, vocabulary, bias=False)
         self.bias = nn.Parameter(torch.empty(vocabulary))
@@ -70,8 +70,8 @@ class MLP(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Logits (batch, vocabulary) from ids (batch, window), the oldest first."""
         x = self.embedding(windows).flatten(1)  # (batch, window * embedding)
-        for layer in self.layers:
-            x = self.activation(layer(x))  # (batch, hidden)
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = activation(layer(x))  # (batch, hidden)
             x = F.dropout(x, self.dropout, self.training)
         if self.projection is not None:
             x = self.projection(x)  # (batch, embedding)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallm.models.activations import ACTIVATIONS, GATED
+from smallm.models.activations import GATED, Activation
 from smallm.settings import ModelSettings
 from smallm.tokens import END_ID
 
@@ -189,7 +189,7 @@ class Perceptron(nn.Module):
         super().__init__()
         width, hidden = settings.embedding, settings.hidden
         gated = settings.activation in GATED
-        self.activation = ACTIVATIONS[GATED.get(settings.activation, settings.activation)]
+        self.activation = Activation(GATED.get(settings.activation, settings.activation))
         self.hidden = nn.Linear(width, hidden, bias=False)
         self.gated = nn.Linear(width, hidden, bias=False) if gated else None
         self.output = nn.Linear(hidden, width, bias=False)

@@ -16,13 +16,16 @@ from smallm.serving.front import Front
 from smallm.serving.guard import RETRY_AFTER, Guard
 from smallm.serving.page import add_page
 from smallm.serving.protocol import (
+    AttentionRequest,
     CompareRequest,
     CompletionRequest,
     ErrorBody,
     Json,
+    NeighborsRequest,
     NextWordsRequest,
     RequestError,
     ScoreRequest,
+    WordMapRequest,
     error_body,
 )
 
@@ -152,6 +155,21 @@ def _add_models(api: FastAPI, front: Front) -> None:
     async def compare(asked: CompareRequest) -> JSONResponse:
         """The same prompt to several models at once: next words and a continuation of each."""
         return JSONResponse(await front.compare(asked))
+
+    @api.post("/v1/attention")
+    async def attention(asked: AttentionRequest) -> JSONResponse:
+        """The attention of each head of a layer over a prompt: rows look at columns."""
+        return JSONResponse(await front.attention(asked))
+
+    @api.post("/v1/neighbors")
+    async def neighbors(asked: NeighborsRequest) -> JSONResponse:
+        """The words whose embeddings lie nearest to that of a word, by cosine."""
+        return JSONResponse(await front.neighbors(asked))
+
+    @api.post("/v1/word-map")
+    async def word_map(asked: WordMapRequest) -> JSONResponse:
+        """The frequent words of a champion by t-SNE, and how far the picture can be trusted."""
+        return JSONResponse(await front.word_map(asked))
 
     @api.post("/v1/reload")
     async def reload() -> Json:

@@ -13,6 +13,7 @@ from smallm.predictors import Decoding, NextWords, Predictor
 from smallm.predictors.causal import Causal
 from smallm.predictors.continuations import Continuations, Row
 from smallm.predictors.expansion import next_words_side_by_side
+from smallm.serving.inside import Inside
 from smallm.serving.pieces import Pieces, echoed
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
 
@@ -45,9 +46,12 @@ class Answer:
 class Engine:
     """A predictor behind the requests of the protocol. It belongs to one thread."""
 
-    def __init__(self, predictor: Predictor, *, temperature: float | None) -> None:
+    def __init__(
+        self, predictor: Predictor, *, temperature: float | None, words: Json | None = None
+    ) -> None:
         self.predictor = predictor
         self.temperature = temperature
+        self.inside = Inside(predictor, words)
         self._under_way = Continuations(predictor) if isinstance(predictor, Causal) else None
         self._answers: dict[Row, Answer] = {}
 
@@ -59,6 +63,7 @@ class Engine:
             "parameters": found.parameters,
             "context": found.context,
             "temperature": self.temperature,
+            "word_map": self.inside.words is not None,
         }
 
     @property

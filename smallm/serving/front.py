@@ -14,13 +14,16 @@ from smallm.serving.completions import completion, streamed
 from smallm.serving.keys import Keys
 from smallm.serving.metrics import Metrics
 from smallm.serving.protocol import (
+    AttentionRequest,
     CompareRequest,
     CompletionRequest,
     Delta,
     Json,
+    NeighborsRequest,
     NextWordsRequest,
     RequestError,
     ScoreRequest,
+    WordMapRequest,
     check_at_most,
     error_body,
     unknown_model,
@@ -33,6 +36,7 @@ T = TypeVar("T")
 MOMENT = 1.0  # seconds for which what is told of the models holds
 ABOUT_SECONDS = 5.0  # in which a model tells of itself
 COMPLETIONS, NEXT_WORDS, SCORE = "/v1/completions", "/v1/next-words", "/v1/score"
+ATTENTION, NEIGHBORS, WORD_MAP = "/v1/attention", "/v1/neighbors", "/v1/word-map"
 
 
 Pieces = AsyncGenerator[int | list[Delta], None]
@@ -49,6 +53,15 @@ class Served(Protocol):
 
     async def score(self, text: str) -> Json:
         """See Engine."""
+
+    async def attention(self, prompt: str, layer: int | None) -> Json:
+        """See Inside."""
+
+    async def neighbors(self, word: str, k: int) -> Json:
+        """See Inside."""
+
+    async def word_map(self) -> Json:
+        """See Inside."""
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
@@ -129,6 +142,31 @@ class Front:
                 return found
 
         return await self._all(request.models, one)
+
+    async def attention(self, request: AttentionRequest) -> Json:
+        """Where the heads of a model look."""
+        self._check_length("prompt", request.prompt)
+        return await self._one(
+            request.model, ATTENTION, lambda model: model.attention(request.prompt, request.layer)
+        )
+
+    async def neighbors(self, request: NeighborsRequest) -> Json:
+        """The words that a model keeps nearest to a word."""
+        check_at_most("k", request.k, self.settings.most_words)
+        self._check_length("word", request.word)
+        return await self._one(
+            request.model, NEIGHBORS, lambda model: model.neighbors(request.word, request.k)
+        )
+
+    async def word_map(self, request: WordMapRequest) -> Json:
+        """The words of a model in the plane."""
+        return await self._one(request.model, WORD_MAP, lambda model: model.word_map())
+
+    async def _one(self, name: str, route: str, ask: Callable[[Served], Awaitable[Json]]) -> Json:
+        """What one model tells, under its name."""
+        self._check_known(name)
+        with self._asked(name, route):
+            return {"model": name, **await self._in_time(ask(self.models[name]))}
 
     async def compare(self, request: CompareRequest) -> Json:
         """The same prompt to several models at once: next words and a continuation of each."""

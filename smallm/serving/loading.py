@@ -7,8 +7,10 @@ from pathlib import Path
 
 from smallm.baselines import CHAMPION
 from smallm.champion import saved_temperature
+from smallm.embeddings import WORD_MAP
 from smallm.errors import SmallmError
 from smallm.evaluation_run import kept_temperature
+from smallm.files import read_json
 from smallm.mlflow_store import fetched_version, registered_version
 from smallm.predictors.causal import Causal
 from smallm.predictors.loading import load_predictor, model_folder
@@ -41,7 +43,10 @@ def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine,
     predictor.name = name
     if isinstance(predictor, Causal) and predictor.model.config.model_type != "smallm":
         pack(predictor.model)  # a SmaLLM uses its weights otherwise, and is small
-    return Engine(predictor, temperature=_temperature(name, folder, home)), version
+    placed = folder / WORD_MAP
+    words = read_json(placed) if placed.exists() else None
+    temperature = _temperature(name, folder, home)
+    return Engine(predictor, temperature=temperature, words=words), version
 
 
 def is_registered(name: str) -> bool:

@@ -167,6 +167,43 @@ class ScoreRequest(Request):
     """Names of /v1/models; by default all that are available."""
 
 
+class AttentionRequest(Request):
+    """Where the heads of one layer look while the model reads a prompt."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "champion", "prompt": "Neural networks are"}}
+    )
+
+    model: Text
+    """A name of /v1/models."""
+    prompt: Text
+    """A text of at most 48 tokens."""
+    layer: Count | None = None
+    """Counted from 1; by default the last."""
+
+
+class NeighborsRequest(Request):
+    """The words whose embeddings lie nearest to that of a word."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "champion", "word": "data"}})
+
+    model: Text
+    """A name of /v1/models."""
+    word: Text
+    """A word that is one token of the model."""
+    k: Count = 10
+    """How many words."""
+
+
+class WordMapRequest(Request):
+    """The frequent words of a model in the plane, by t-SNE."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "champion"}})
+
+    model: Text = "champion"
+    """A name of /v1/models; searches place the words of their champions."""
+
+
 @dataclass(frozen=True)
 class Delta:
     """Some text of one continuation; the last has a reason to end."""

@@ -118,6 +118,19 @@ class Versions:
         worker = self._current()
         return await worker.do(partial(worker.engine.score, text))
 
+    async def attention(self, prompt: str, layer: int | None) -> Json:
+        """See Inside."""
+        worker = self._current()
+        return await worker.do(partial(worker.engine.inside.attention, prompt, layer))
+
+    async def neighbors(self, word: str, k: int) -> Json:
+        """See Inside. Not in the worker's thread: continuations need not wait for it."""
+        return await asyncio.to_thread(self._current().engine.inside.neighbors, word, k)
+
+    async def word_map(self) -> Json:
+        """See Inside."""
+        return self._current().engine.inside.word_map()
+
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
         prompt_tokens, deltas = 0, []

@@ -9,15 +9,20 @@ import pytest
 from tiny_models import albert, gpt2
 
 from serving.live import live_server
+from smallm.embeddings import WORD_MAP, word_map
+from smallm.files import write_json
+from smallm.predictors.causal import Causal
 
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory):
     """A causal, a masked and a missing model behind one front; gives its address."""
     folder = tmp_path_factory.mktemp("served")
-    for name, parts in (("gpt2", gpt2(context=128)), ("albert", albert())):
+    for name, parts in (("gpt2", gpt2(context=128, vocabulary=440)), ("albert", albert())):
         for part in parts:
             part.save_pretrained(folder / name)
+    words = word_map(Causal("gpt2", *gpt2(context=128, vocabulary=440)))
+    write_json(folder / "gpt2" / WORD_MAP, words)  # as a search leaves it with its champion
     (folder / "empty").mkdir()
     names = ",".join(str(folder / name) for name in ("gpt2", "albert", "empty"))
     environment = {"SMALLM_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}

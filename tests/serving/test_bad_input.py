@@ -8,10 +8,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from smallm.serving.protocol import (
+    AttentionRequest,
     CompareRequest,
     CompletionRequest,
+    NeighborsRequest,
     NextWordsRequest,
     ScoreRequest,
+    WordMapRequest,
 )
 
 pytestmark = pytest.mark.ray
@@ -63,6 +66,23 @@ FIELDS = {
         ScoreRequest,
         {"text": (*TEXT, None, ["a"], MISSING, "", "a" * 100_001), "models": NAMES},
     ),
+    "/v1/attention": (
+        AttentionRequest,
+        {
+            "model": (*TEXT, None, ["a"], MISSING),
+            "prompt": (*TEXT, None, ["a"], MISSING, "", " ", "a " * 100, "a" * 100_001),
+            "layer": (*(value for value in COUNT if value is not None), 3),
+        },
+    ),
+    "/v1/neighbors": (
+        NeighborsRequest,
+        {
+            "model": (*TEXT, None, ["a"], MISSING),
+            "word": (*TEXT, None, ["a"], MISSING, "", "Model", "a" * 100_001),
+            "k": (*COUNT, 101),
+        },
+    ),
+    "/v1/word-map": (WordMapRequest, {"model": (*TEXT, None, ["a"])}),
 }
 CASES = [
     (path, field, value)
@@ -81,6 +101,9 @@ def right(served, path):
     """A body that is answered by 200."""
     if path == "/v1/completions":
         return {"model": served.gpt2, "prompt": "a", "max_tokens": 2}
+    if path in ("/v1/attention", "/v1/neighbors", "/v1/word-map"):
+        asked = {"/v1/attention": {"prompt": "a"}, "/v1/neighbors": {"word": "model"}}
+        return {"model": served.gpt2, **asked.get(path, {})}
     return {"text" if path == "/v1/score" else "prompt": "a", "models": [served.gpt2]}
 
 
@@ -133,7 +156,8 @@ def test_an_unknown_field_is_named(served, path):
 @pytest.mark.parametrize("path", FIELDS)
 @pytest.mark.parametrize("name", ["", "nobody", "CHAMPION", "../..", "\0", "日本🤖", "a" * 10_000])
 def test_an_unknown_model_is_answered_by_the_list(served, path, name):
-    change = {"model": name} if path == "/v1/completions" else {"models": [name]}
+    one = "model" in right(served, path)
+    change = {"model": name} if one else {"models": [name]}
     status, answer = served.ask(path, right(served, path) | change)
     assert status == 404
     assert_told(answer, 404)

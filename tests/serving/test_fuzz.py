@@ -23,7 +23,10 @@ CHECKS = [
     checks.allow_header_conformance,
     checks.negative_data_rejection,
 ]
-ASKED = ["/v1/completions", "/v1/next-words", "/v1/score", "/v1/compare"]
+ASKED = [
+    *("/v1/completions", "/v1/next-words", "/v1/score", "/v1/compare"),
+    *("/v1/attention", "/v1/neighbors", "/v1/word-map"),
+]
 READ = ["/healthz", "/readyz", "/metrics", "/v1/models"]
 CHAMPION = "champion"  # the examples name it; the server of the tests has none
 
@@ -75,6 +78,11 @@ def test_models_that_are_served_answer_as_described(served, description, path):
         if path == "/v1/completions":
             case.body["model"] = served.gpt2
             case.body["max_tokens"] = min(20, case.body.get("max_tokens", 20))
+        elif path in ("/v1/attention", "/v1/neighbors", "/v1/word-map"):
+            case.body["model"] = served.gpt2
+            case.body.pop("layer", None)
+            if "word" in case.body:
+                case.body["word"] = "model"
         elif case.body.get("models"):
             names = (served.gpt2, served.albert)
             case.body["models"] = [names[len(each) % 2] for each in case.body["models"]]

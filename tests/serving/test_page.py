@@ -26,6 +26,7 @@ ARGUMENTS = (
 ).split()
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b> & "
 LONG = "x" * 300
+HEAD = [[1, 0], [0.25, 0.75]]
 
 pytestmark = [
     pytest.mark.ray,
@@ -82,6 +83,7 @@ class Scripted:
     """A server with models of a test's making; it keeps what it is asked."""
 
     def __init__(self):
+        self.inside = {}
         self.reset()
         self.api = FastAPI()
         add_page(self.api)
@@ -89,6 +91,8 @@ class Scripted:
         self.api.get("/v1/models")(lambda: {"data": self.models})
         self.api.post("/v1/next-words")(self.next_words)
         self.api.post("/v1/completions")(self.completions)
+        for path in self.inside:
+            self.api.post(f"/v1/{path}")(self.looked_inside(path))
 
     def reset(self):
         self.models = [model("one", temperature=0.875), model("two")]
@@ -96,6 +100,19 @@ class Scripted:
         self.answer = {"end_of_text": 0.1, "residual": 0.05, "certified": True, "milliseconds": 7}
         self.pieces = ["one", " two"]
         self.delays = {}  # seconds before next words, by prompt
+        self.inside |= {  # answers by path
+            "attention": {
+                "tokens": ["a", MARKUP],
+                "layers": 3,
+                "heads": [HEAD] * 2,
+            },
+            "neighbors": {"neighbors": [{"word": MARKUP, "cosine": 0.5}]},
+            "word-map": {
+                "words": ["left", "right", "also right"],
+                "places": [[0, 0], [1, 1], [1, 1]],
+                "trustworthiness": {"t-SNE": {"5": 0.9, "15": 0.8}},
+            },
+        }
         self.key = None
         self.refusal = None  # a response instead of every answer to a post
         self.asked = []
@@ -121,6 +138,17 @@ class Scripted:
         ]
         (name,) = body["models"]
         return {"models": {name: {"words": words, **self.answer}}}
+
+    def looked_inside(self, path):
+        async def answer(request: Request):
+            body = await request.json()
+            self.asked.append((path, body))
+            found = self.inside[path]
+            if isinstance(found, str):
+                return JSONResponse({"error": {"message": found}}, 400)
+            return {"layer": body.get("layer", 3), **found}
+
+        return answer
 
     async def completions(self, request: Request):
         body = await request.json()
@@ -304,6 +332,54 @@ def test_the_keyboard_is_enough(served, visit):
     expect(prompt_of(page)).to_have_value(f"Neural layers {best}")
     words_of(column(page, served.gpt2))
     expect(first).to_be_focused()  # so that the next Enter takes the next word
+
+
+def test_attention_of_a_layer_and_head_is_that_of_the_api(served, visit):
+    page, seen = visit(served.address)
+    prompt_of(page).fill("The deep model")
+    part = column(page, served.gpt2)
+    words_of(part)
+    part.get_by_text("Inside the model").click()
+    expect(part.locator(".attention .facts")).to_contain_text("Layer 2 of 2, head 1 of 2")
+    part.get_by_role("combobox", name="Layer").select_option("1")
+    part.get_by_role("button", name="head 2").click()
+    expect(part.locator(".attention .facts")).to_contain_text("Layer 1 of 2, head 2 of 2")
+    expect(part.get_by_role("button", name="head 2")).to_have_attribute("aria-pressed", "true")
+    body = {"model": served.gpt2, "prompt": "The deep model", "layer": 1}
+    assert bodies(seen, "/v1/attention")[-1] == body
+    _, answer = served.ask("/v1/attention", body)
+    weights = [weight for row in answer["heads"][1] for weight in row if weight >= 0.005]
+    cells = part.locator(".map .cell")
+    shown = cells.evaluate_all("each => each.map((cell) => +cell.getAttribute('fill-opacity'))")
+    assert shown == pytest.approx(weights)
+    told = cells.first.locator("title").text_content()
+    assert told == f"{answer['tokens'][0]} → {answer['tokens'][0]}: {100 * weights[0]:.1f}%"
+
+
+def test_nearest_words_and_the_map_are_those_of_the_api(served, visit):
+    page, _ = visit(served.address)
+    part = column(page, served.gpt2)
+    part.get_by_text("Inside the model").click()
+    part.get_by_role("textbox", name="Word").fill("model")
+    part.get_by_role("button", name="Find").click()
+    _, answer = served.ask("/v1/neighbors", {"model": served.gpt2, "word": "model", "k": 8})
+    expect(part.locator(".near bdi")).to_have_text([w["word"] for w in answer["neighbors"]])
+    expect(page.locator(".word-map")).to_have_count(1)  # the masked model has none
+    page.get_by_text("Map of the words of").click()
+    expect(page.locator(".word-map .facts")).to_contain_text("shuffled 0.")
+    _, answer = served.ask("/v1/word-map", {"model": served.gpt2})
+    labels = page.locator(".word-map text").all_text_contents()
+    assert len(labels) > 10
+    assert set(labels) <= set(answer["words"])
+    dots = page.locator(".word-map circle").count()
+    assert len(labels) + dots == len(answer["words"])
+    boxes = page.locator(".word-map text").evaluate_all(
+        "each => each.map((label) => label.getBBox()).map((b) => [b.x, b.y, b.width, b.height])"
+    )
+    for place, (x, y, width, height) in enumerate(boxes):
+        for left, top, wide, high in boxes[:place]:
+            apart = x > left + wide or left > x + width or y > top + high or top > y + height
+            assert apart, (labels[place], x, y)
 
 
 @pytest.mark.parametrize("size", [{"width": 360, "height": 740}, {"width": 1280, "height": 800}])
@@ -540,6 +616,45 @@ def test_an_open_search_shows_what_is_open(scripted, visit):
     other = part.get_by_role("button", name="other, between 25.0% and 30.0%")
     expect(other.locator(".lower")).to_have_attribute("width", "50.00%")
     expect(other.locator(".upper")).to_have_attribute("width", "60.00%")
+
+
+def test_inside_a_model_is_looked_at_only_when_it_is_opened(scripted, visit):
+    scripted.models = [model("one", word_map=True)]
+    page, _ = visit(scripted.address)
+    part = column(page, "one")
+    words_of(part)
+    assert not [path for path, _ in scripted.asked if path in scripted.inside]
+    part.get_by_text("Inside the model").click()
+    expect(part.locator(".attention .facts")).to_contain_text("Layer 3 of 3, head 1 of 2")
+    prompt_of(page).fill("Another prompt")
+    words_of(part)
+    expect(part.locator(".map text").last).to_have_text(f"{MARKUP[:9]}…")
+    assert [body["prompt"] for body in scripted.bodies("attention")][-1] == "Another prompt"
+    part.get_by_role("textbox", name="Word").fill("data")
+    part.get_by_role("textbox", name="Word").press("Enter")
+    expect(part.locator(".near bdi")).to_have_text(MARKUP)
+    expect(part.locator(".cosine")).to_have_text("0.50")
+    page.get_by_text("Map of the words of one").click()
+    expect(page.locator(".word-map text")).to_have_text(["left", "right"])  # no room for both
+    expect(page.locator(".word-map circle title")).to_have_text("also right")
+    expect(page.locator(".word-map .facts")).to_contain_text("t-SNE 0.90 at 5, 0.80 at 15")
+
+
+def test_what_a_model_lacks_inside_is_told_in_a_line(scripted, visit):
+    scripted.models = [model("one", word_map=True), model("two")]
+    scripted.inside |= dict.fromkeys(scripted.inside, "one: has no attention to draw")
+    page, _ = visit(scripted.address)
+    part = column(page, "one")
+    words_of(part)
+    part.get_by_text("Inside the model").click()
+    expect(part.locator(".attention .trouble")).to_have_text("one: has no attention to draw")
+    expect(part.locator(".shown")).to_be_hidden()
+    part.get_by_role("textbox", name="Word").fill("data")
+    part.get_by_role("button", name="Find").click()
+    expect(part.locator(".near .trouble")).to_have_text("one: has no attention to draw")
+    page.get_by_text("Map of the words of one").click()
+    expect(page.locator(".word-map .trouble")).to_have_text("one: has no attention to draw")
+    expect(page.locator(".word-map")).to_have_count(1)
 
 
 def test_models_are_asked_for_again(scripted, visit):

@@ -4,7 +4,10 @@ import math
 
 import openai
 import pytest
+import torch
 
+from smallm.attention_maps import attention_maps
+from smallm.embeddings import embedded_words, neighbors
 from smallm.predictors import Decoding
 from smallm.predictors.causal import text_decoder
 from smallm.predictors.loading import load_predictor
@@ -173,3 +176,46 @@ def test_errors_without_a_field_have_the_same_shape(served):
         served.client.completions.create(model="nobody", prompt="a")
     status, answer = served.ask("/v1/next-words", {"prompt": "ends in space "})
     assert "ends in white space" in next(iter(answer["models"].values()))["error"]["message"]
+
+
+def test_attention_is_that_of_the_model_layer_by_layer(served):
+    model = load_predictor(served.gpt2, home=served.folder, threads=1)
+    maps = attention_maps(model, "The deep model")
+    for layer in (1, 2, None):
+        body = {"model": served.gpt2, "prompt": "The deep model"}
+        status, answer = served.ask("/v1/attention", body | ({"layer": layer} if layer else {}))
+        assert status == 200
+        assert (answer["layers"], answer["layer"]) == (2, layer or 2)
+        assert answer["tokens"] == list(maps.tokens)
+        expected = maps.weights[(layer or 2) - 1]
+        torch.testing.assert_close(torch.tensor(answer["heads"]), expected, rtol=0, atol=0.02)
+    assert served.ask("/v1/attention", {"model": served.albert, "prompt": "a model"})[0] == 200
+
+
+def test_neighbors_and_the_map_of_words(served):
+    status, answer = served.ask("/v1/neighbors", {"model": served.gpt2, "word": "model", "k": 4})
+    assert status == 200
+    words = embedded_words(load_predictor(served.gpt2, home=served.folder, threads=1))
+    expected = neighbors(words, "model", count=4)
+    assert [each["word"] for each in answer["neighbors"]] == [word for word, _ in expected]
+    status, answer = served.ask("/v1/word-map", {"model": served.gpt2})
+    assert status == 200
+    assert answer["words"] == list(words.names)
+    assert len(answer["places"]) == len(words.names)
+    assert set(answer["trustworthiness"]) == {"t-SNE", "PCA", "shuffled"}
+    told = {model.id: model for model in served.client.models.list()}
+    assert told[served.gpt2].word_map
+    assert not told[served.albert].word_map
+
+
+def test_what_a_model_lacks_inside_is_said_in_one_line(served):
+    status, answer = served.ask("/v1/word-map", {"model": served.albert})
+    assert status == 404
+    assert "has no map of its words" in answer["error"]["message"]
+    status, answer = served.ask("/v1/neighbors", {"model": served.gpt2, "word": "qqq"})
+    assert (status, answer["error"]["param"]) == (400, "word")
+    assert "no word that the model knows" in answer["error"]["message"]
+    status, answer = served.ask("/v1/attention", {"model": served.gpt2, "prompt": "a", "layer": 9})
+    assert (status, answer["error"]["param"]) == (400, "layer")
+    assert served.ask("/v1/attention", {"model": "nobody", "prompt": "a"})[0] == 404
+    assert served.ask("/v1/attention", {"model": served.empty, "prompt": "a"})[0] == 503

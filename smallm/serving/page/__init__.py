@@ -12,6 +12,7 @@ PATHS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/inside.js": ("inside.js", "text/javascript; charset=utf-8"),
 }
 ICON_PATH = "/favicon.ico"
 ICON = (

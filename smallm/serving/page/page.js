@@ -1,5 +1,7 @@
 // The page of SmaLLM's server. What models write is untrusted: it is set as text, never as markup.
 
+import { Inside, WordMap } from "./inside.js";
+
 const PAUSE = 400; // milliseconds without typing after which next words are asked for
 const WHITE_SPACE_AT_END = /[ \t\n\r\f\v]+$/; // as the server defines words
 const KEY = "smallm-api-key";
@@ -188,6 +190,7 @@ class Column {
     this.article.setAttribute("aria-label", model.id);
     this.find(".name").textContent = model.id;
     this.describe(model);
+    this.inside = new Inside(this.find(".inside"), model.id, request);
     if (this.masked) {
       this.find(".continuation .facts").textContent =
         "A masked model fills gaps: it cannot continue a text.";
@@ -316,6 +319,11 @@ class Column {
   }
 }
 
+/** What the server answers to a body: an outcome. */
+function request(path, body, signal) {
+  return outcomeOf(ask(path, { body, signal }).then(jsonOf));
+}
+
 async function outcomeOf(work) {
   try {
     return { kind: "done", text: "", value: await work };
@@ -403,6 +411,10 @@ function showModels(models, available) {
   columns.forEach((column, place) => column.describe(available[place]));
   before.forEach((column) => columns.includes(column) || column.show(false));
   element("columns").replaceChildren(...columns.map((column) => column.article));
+  const mapped = available.filter((model) => model.word_map);
+  element("maps").replaceChildren(
+    ...mapped.map((model) => new WordMap(model.id, request).details),
+  );
   const hidden = (id) => before.get(id)?.article.hidden ?? false;
   element("models").replaceChildren(...models.map((model) => choiceOf(model, !hidden(model.id))));
   chosen();
@@ -451,7 +463,10 @@ function outdateWords() {
 function refreshWords(some) {
   if (!element("count").checkValidity()) return;
   const [prompt, count] = [promptForWords(), element("count").valueAsNumber];
-  some.forEach((column) => column.refresh(prompt, count).then(drawBars));
+  some.forEach((column) => {
+    column.refresh(prompt, count).then(drawBars);
+    column.inside.refresh(prompt);
+  });
 }
 
 function drawBars() {
