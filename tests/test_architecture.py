@@ -24,7 +24,7 @@ LEVELS = [
     ["predictors", "next_words", "word_search"],
     ["training_run", "comparison", "prompts"],
     ["parcels", "cluster", "plan"],
-    ["journal", "mlflow_store", "mlflow_model", "tracking"],
+    ["journal", "mlflow_store", "mlflow_model", "tracking", "storage"],
     ["charts", "activity_plots", "plots", "page", "terminal", "leaderboard"],
     ["source_matrix", "attention_maps", "embeddings"],
     ["comparison_tables", "comparison_plots", "comparison_section", "corpus_section", "pictures"],
