@@ -393,15 +393,21 @@ def nodes() -> list[dict[str, Any]]:
 
 def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
     """Waits for the machines of the cluster file, and names those that do not come, and why."""
-    listed, deadline = cluster.listed_machines(), time.monotonic() + patience
+    listed, fewest = cluster.listed_machines(), cluster.least_machines()
+    deadline = time.monotonic() + patience
     while True:
         joined = [node["NodeManagerAddress"] for node in nodes()]
         missing = cluster.missing_machines(listed, joined)
-        if not missing or time.monotonic() > deadline:
+        if (not missing and (listed or len(joined) >= fewest)) or time.monotonic() > deadline:
             break
         time.sleep(1)
     for address, why in missing:
         say(f"{address} has not joined ({why}); the search goes on without it")
+    if not listed and len(joined) < fewest:
+        say(
+            f"only {len(joined)} of the {fewest} machines that the cluster starts with have joined "
+            f"in {patience:.0f} s; trials take what these have (wait longer with --wait)"
+        )
 
 
 def on_every_machine(asked: Callable[..., Any], *given: Any) -> dict[str, Any]:
@@ -427,7 +433,13 @@ def reaches(uri: str, mark: str) -> None:
 
 
 def make_job(
-    space: Space, folders: Folders, mark: Path, *, home: Path, storage: Storage | None
+    space: Space,
+    folders: Folders,
+    mark: Path,
+    *,
+    home: Path,
+    storage: Storage | None,
+    per_gpu: int = 4,
 ) -> dict[str, Any]:
     """What every trial must know: resources, threads, device, code digest, where its data are.
 
@@ -435,7 +447,9 @@ def make_job(
     there is a storage to fetch them from.
     """
     total = ray.cluster_resources()
-    resources = results.trial_resources(cpus=total.get("CPU", 1), gpus=total.get("GPU", 0))
+    resources = results.trial_resources(
+        cpus=total.get("CPU", 1), gpus=total.get("GPU", 0), models_per_gpu=per_gpu
+    )
     machines = [node["Resources"] for node in nodes()]
     slots = results.slots(resources, machines)
     if not slots:
@@ -489,6 +503,7 @@ def dry_run(
     uri: str,
     patience: float,
     storage: Storage | None,
+    per_gpu: int,
 ) -> None:
     """Prints the plan of a search; only the corpus that it builds stays, for the search."""
     tape, folders = built_corpus(corpus, space, home=home, storage=storage)
@@ -499,7 +514,7 @@ def dry_run(
         try:
             if start_ray():
                 wait_for_machines(patience, print)
-            job = make_job(space, folders, mark, home=home, storage=storage)
+            job = make_job(space, folders, mark, home=home, storage=storage, per_gpu=per_gpu)
             speed = ray.get(with_resources(measured_speed, job).remote(space, folders, job))
             machines = [node["NodeManagerAddress"] for node in nodes()]
         except ray.exceptions.RayError as error:
@@ -513,7 +528,7 @@ def dry_run(
         print(line)
 
 
-def run(ledger: Ledger, patience: float) -> int:
+def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
     """Searches, confirms, crowns, reports; gives the exit code."""
     ledger.build_corpus()
     start = time.perf_counter()
@@ -523,7 +538,7 @@ def run(ledger: Ledger, patience: float) -> int:
             wait_for_machines(patience, ledger.say)
         mark = ledger.folder / "search.json"
         place = {"home": ledger.home, "storage": ledger.storage}
-        job = make_job(ledger.space, ledger.folders, mark, **place)
+        job = make_job(ledger.space, ledger.folders, mark, per_gpu=per_gpu, **place)
         if not job["shared"]:
             ledger.say(plan.NOT_SHARED)
         ledger.display.concurrent = job["concurrent"]
@@ -582,6 +597,13 @@ def run(ledger: Ledger, patience: float) -> int:
     show_default=True,
     help="Seconds that listed machines of a cluster have to join.",
 )
+@click.option(
+    "--trials-per-gpu",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Trials that share a GPU; small models leave most of one idle.",
+)
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 @click.option(
     "--storage",
@@ -599,6 +621,7 @@ def main(
     wait: float,
     resume: str | None,
     storage: str | None,
+    trials_per_gpu: int,
     **sizes: Any,
 ) -> None:
     """Search settings of a SmaLLM on a corpus, confirm the best, crown and compare a champion.
@@ -617,14 +640,14 @@ def main(
     else:
         searched, corpus = asked_for(load_space(space), given, **sizes)
         if dry:
-            dry_run(home, searched, corpus, uri, wait, shared)
+            dry_run(home, searched, corpus, uri, wait, shared, trials_per_gpu)
             return
         others = [] if compare_with == "none" else names_in(compare_with)
         folder = new_search(home, searched, corpus, name=name, baselines=others)
     ledger = Ledger(folder, uri=uri, storage=shared)
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
-        code = run(ledger, wait)
+        code = run(ledger, wait, trials_per_gpu)
         patience = 60
         sys.exit(code)
     finally:
