@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -289,6 +290,31 @@ class Training:
         for group in groups:
             self._take_steps(group, first, until)
         return time.perf_counter() - start
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """Why an error is one of missing memory; None when it is another."""
+    words = str(error)
+    asked = re.search(r"you tried to allocate (\d+) bytes", words)  # the CPU's; it has no type
+    if asked:
+        return f"out of memory: it needs {int(asked[1]) / 1e9:,.1f} GB more"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory: {words.splitlines()[0] if words else 'no more is left'}"
+    return None
+
+
+def no_memory(settings: Settings, why: str, last: Progress | None) -> Progress:
+    """The end of a training without memory, after its last record: all replicates failed."""
+    seeds = settings.training.seeds
+    return Progress(
+        tokens=last.tokens if last else 0,
+        budget=settings.training.training_tokens,
+        seconds=last.seconds if last else 0.0,
+        tokens_per_second=0.0,
+        loss=dict.fromkeys(seeds, PENALTY),
+        bits_per_byte=dict.fromkeys(seeds, PENALTY),
+        failures=dict.fromkeys(seeds, why),
+    )
 
 
 def staged(

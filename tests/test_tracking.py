@@ -376,7 +376,10 @@ def test_only_known_metrics_become_series() -> None:
     [
         ({"tokens": 10, "budget": 10}, ("FINISHED", "full budget")),
         ({"tokens": 5, "budget": 10}, ("KILLED", "stopped early at 5 of 10 tokens")),
-        ({"tokens": 5, "budget": 10, "diverged": True}, ("FAILED", "diverged at 5 tokens")),
+        (
+            {"tokens": 5, "budget": 10, "failure": "seed 1 lost"},
+            ("FAILED", "seed 1 lost (at 5 tokens)"),
+        ),
         ({"tokens": 5, "budget": 10, "error": "no memory"}, ("FAILED", "error: no memory")),
     ],
 )

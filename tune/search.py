@@ -20,6 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ from smallm.space import Space, load_space
 from smallm.storage import Storage, fetch_search, trying_again
 from smallm.token_tape import TokenTape
 from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
+from smallm.training import PENALTY
 
 
 def seen_here(job: dict[str, Any]) -> tuple[str, bool]:
@@ -88,36 +90,54 @@ def opened_here(settings: Settings, folders: Folders, job: dict[str, Any]) -> To
     return opened(settings, folders)
 
 
+@contextmanager
+def state_of(checkpoint: tune.Checkpoint | None) -> Iterator[Path | None]:
+    """Where a trial goes on from; fetched, and gone after the block, if it is in a bucket."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        state = Path(folder) / "state"
+        yield state if state.exists() else None
+
+
 def train_trial(
     config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
     """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
-    from smallm.training import Training
+    from smallm.training import Training, no_memory, out_of_memory
 
     settings = space.config(config["point"])
     tokens = opened_here(settings, folders, job)
     selection, _ = tokens.tape.heldout(space.heldout_ratios())
-    checkpoint = tune.get_checkpoint()
-    state = Path(checkpoint.path) / "state" if checkpoint else None
-    training = Training(
-        settings,
-        tokens,
-        selection=selection,
-        threads=job["threads"],
-        device=job["device"],
-        resume_from=state if state and state.exists() else None,
-    )
+    training, last, rung = None, None, 0
     shares = settings.training.evaluate_at
-    for progress in training:
-        rung = sum(share < progress.tokens / progress.budget - 1e-3 for share in shares)
-        report = results.reported(progress, rung=rung, reduction=space.reduction)
-        if report["finished"] or not on_shared_disk(job):
-            tune.report(report)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                training.save(Path(folder) / "state")
-                checkpoint = tune.Checkpoint.from_directory(folder)
-                trying_again(partial(tune.report, report, checkpoint=checkpoint))
+    try:
+        with state_of(tune.get_checkpoint()) as state:
+            training = Training(
+                settings,
+                tokens,
+                selection=selection,
+                threads=job["threads"],
+                device=job["device"],
+                resume_from=state,
+            )
+        for last in training:
+            rung = sum(share < last.tokens / last.budget - 1e-3 for share in shares)
+            report = results.reported(last, rung=rung, reduction=space.reduction)
+            if report["finished"] or not on_shared_disk(job):
+                tune.report(report)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    training.save(Path(folder) / "state")
+                    checkpoint = tune.Checkpoint.from_directory(folder)
+                    trying_again(partial(tune.report, report, checkpoint=checkpoint))
+    except (MemoryError, RuntimeError) as error:
+        if not (why := out_of_memory(error)):
+            raise
+        del training  # what it holds is the next trial's
+        failed = no_memory(settings, why, last)
+        tune.report(results.reported(failed, rung=rung, reduction=space.reduction))
 
 
 @ray.remote(max_retries=2)
@@ -138,7 +158,7 @@ def train_replicate(
 
 
 class OptunaSearcher(Searcher):
-    """Optuna's TPE behind Ray Tune; stopped trials are told as pruned, failed ones as failed.
+    """Optuna's TPE behind Ray Tune; stopped trials are told as pruned, failed ones as bad.
 
     Ray's own OptunaSearch tells a stopped trial as complete with its early value.
     """
@@ -172,7 +192,8 @@ class OptunaSearcher(Searcher):
         if trial_id not in self.asked:
             return
         if error or result is None:
-            self.study.tell(self.asked.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+            # It has failed three times: were it told as failed, it could be suggested again.
+            self.study.tell(self.asked.pop(trial_id), PENALTY)
             return
         self.on_trial_result(trial_id, result)
         trial = self.asked.pop(trial_id)
@@ -236,7 +257,7 @@ class Listener(tune.Callback):
         status, reason = stop_reason(
             tokens=int(last.get("tokens", 0)),
             budget=self.space.config(trial.config["point"]).training.training_tokens,
-            diverged=bool(last.get("failure")),
+            failure=last.get("failure", ""),
             error=error,
         )
         self.tracker.end_run(f"trial/{trial.trial_id}", status=status, reason=reason)
