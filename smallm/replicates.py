@@ -71,8 +71,9 @@ class Group:
 
         The logits stay in bf16 on their way into the loss. `noise` seeds dropout and guesses.
         """
+        own = [self.device] if self.device.type == "cuda" else []
         with (
-            torch.random.fork_rng(devices=[]),
+            torch.random.fork_rng(devices=own),
             torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
         ):
             torch.manual_seed(noise)

@@ -183,6 +183,22 @@ def test_a_write_is_tried_again_until_the_bucket_is_back(tmp_path, free_port):
         trying_again(refused, waits=())
 
 
+def test_a_trial_goes_on_from_a_checkpoint_in_the_storage(storage, tmp_path):
+    from ray import tune
+
+    from tune.search import state_of
+
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "training.json").write_text("{}")
+    name = "searches/one/tune/trial/checkpoint_000000"
+    storage.keep_file(tmp_path / "state" / "training.json", f"{name}/state/training.json")
+    checkpoint = tune.Checkpoint(storage.path(name), filesystem=storage.filesystem)
+    with state_of(checkpoint) as state:
+        assert (state / "training.json").read_text() == "{}"
+    with state_of(None) as state:
+        assert state is None
+
+
 def refused():
     raise OSError("no")
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def opened_here(settings: Settings, folders: Folders, job: dict[str, Any]) -> To
     return opened(settings, folders)
 
 
+@contextmanager
+def state_of(checkpoint: tune.Checkpoint | None) -> Iterator[Path | None]:
+    """Where a trial goes on from; fetched, and gone after the block, if it is in a bucket."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        state = Path(folder) / "state"
+        yield state if state.exists() else None
+
+
 def train_trial(
     config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
@@ -98,19 +110,18 @@ def train_trial(
     settings = space.config(config["point"])
     tokens = opened_here(settings, folders, job)
     selection, _ = tokens.tape.heldout(space.heldout_ratios())
-    checkpoint = tune.get_checkpoint()
-    state = Path(checkpoint.path) / "state" if checkpoint else None
     training, last, rung = None, None, 0
     shares = settings.training.evaluate_at
     try:
-        training = Training(
-            settings,
-            tokens,
-            selection=selection,
-            threads=job["threads"],
-            device=job["device"],
-            resume_from=state if state and state.exists() else None,
-        )
+        with state_of(tune.get_checkpoint()) as state:
+            training = Training(
+                settings,
+                tokens,
+                selection=selection,
+                threads=job["threads"],
+                device=job["device"],
+                resume_from=state,
+            )
         for last in training:
             rung = sum(share < last.tokens / last.budget - 1e-3 for share in shares)
             report = results.reported(last, rung=rung, reduction=space.reduction)
@@ -403,19 +414,27 @@ def nodes() -> list[dict[str, Any]]:
 
 def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
     """Waits for the machines of the cluster file, and names those that do not come, and why."""
-    listed, deadline = cluster.listed_machines(), time.monotonic() + patience
+    listed, fewest = cluster.listed_machines(), cluster.least_machines()
+    deadline = time.monotonic() + patience
     while True:
         joined = [node["NodeManagerAddress"] for node in nodes()]
         missing = cluster.missing_machines(listed, joined)
-        if not missing or time.monotonic() > deadline:
+        if (not missing and (listed or len(joined) >= fewest)) or time.monotonic() > deadline:
             break
         time.sleep(1)
     for address, why in missing:
         say(f"{address} has not joined ({why}); the search goes on without it")
+    if not listed and len(joined) < fewest:
+        say(
+            f"only {len(joined)} of the {fewest} machines that the cluster starts with have joined "
+            f"in {patience:.0f} s; trials take what these have (wait longer with --wait)"
+        )
 
 
-def on_every_machine(asked: Callable[..., Any], *given: Any) -> dict[str, Any]:
-    """What every machine answers, by its address."""
+def on_every_machine(
+    asked: Callable[..., Any], *given: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What every machine answers, by its address; one that dies meanwhile is named."""
     waiting = {}
     for node in nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -426,6 +445,9 @@ def on_every_machine(asked: Callable[..., Any], *given: Any) -> dict[str, Any]:
         try:
             answers[address] = ray.get(answer)
         except ray.exceptions.RayError as error:
+            if address not in [node["NodeManagerAddress"] for node in nodes()]:
+                say(f"{address} has left; the search goes on without it")
+                continue
             why = in_one_line(getattr(error, "cause", None) or error)
             raise SmallmError(f"{address}, a machine of the cluster, fails: {why}") from error
     return answers
@@ -437,7 +459,14 @@ def reaches(uri: str, mark: str) -> None:
 
 
 def make_job(
-    space: Space, folders: Folders, mark: Path, *, home: Path, storage: Storage | None
+    space: Space,
+    folders: Folders,
+    mark: Path,
+    *,
+    home: Path,
+    storage: Storage | None,
+    say: Callable[[str], None],
+    per_gpu: int = 4,
 ) -> dict[str, Any]:
     """What every trial must know: resources, threads, device, code digest, where its data are.
 
@@ -445,7 +474,9 @@ def make_job(
     there is a storage to fetch them from.
     """
     total = ray.cluster_resources()
-    resources = results.trial_resources(cpus=total.get("CPU", 1), gpus=total.get("GPU", 0))
+    resources = results.trial_resources(
+        cpus=total.get("CPU", 1), gpus=total.get("GPU", 0), models_per_gpu=per_gpu
+    )
     machines = [node["Resources"] for node in nodes()]
     slots = results.slots(resources, machines)
     if not slots:
@@ -467,12 +498,12 @@ def make_job(
             str(folder.relative_to(home)) for folder in parcels.folders_of(folders.values())
         ],
     }
-    asked = on_every_machine(seen_here, job)
+    asked = on_every_machine(seen_here, job, say=say)
     seen = [cluster.Seen(address, *answer) for address, answer in asked.items()]
     cluster.require_same_code(seen, job["digest"])
     if storage:
         with storage.marked() as mark_there:
-            on_every_machine(reaches, storage.uri, mark_there)
+            on_every_machine(reaches, storage.uri, mark_there, say=say)
     job["shared"] = all(each.shared for each in seen)
     if not job["shared"]:
         job["parcels"] = [
@@ -499,6 +530,7 @@ def dry_run(
     uri: str,
     patience: float,
     storage: Storage | None,
+    per_gpu: int,
 ) -> None:
     """Prints the plan of a search; only the corpus that it builds stays, for the search."""
     tape, folders = built_corpus(corpus, space, home=home, storage=storage)
@@ -509,7 +541,8 @@ def dry_run(
         try:
             if start_ray():
                 wait_for_machines(patience, print)
-            job = make_job(space, folders, mark, home=home, storage=storage)
+            place = {"home": home, "storage": storage, "say": print}
+            job = make_job(space, folders, mark, per_gpu=per_gpu, **place)
             speed = ray.get(with_resources(measured_speed, job).remote(space, folders, job))
             machines = [node["NodeManagerAddress"] for node in nodes()]
         except ray.exceptions.RayError as error:
@@ -523,7 +556,7 @@ def dry_run(
         print(line)
 
 
-def run(ledger: Ledger, patience: float) -> int:
+def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
     """Searches, confirms, crowns, reports; gives the exit code."""
     ledger.build_corpus()
     start = time.perf_counter()
@@ -532,8 +565,8 @@ def run(ledger: Ledger, patience: float) -> int:
         if start_ray():
             wait_for_machines(patience, ledger.say)
         mark = ledger.folder / "search.json"
-        place = {"home": ledger.home, "storage": ledger.storage}
-        job = make_job(ledger.space, ledger.folders, mark, **place)
+        place = {"home": ledger.home, "storage": ledger.storage, "say": ledger.say}
+        job = make_job(ledger.space, ledger.folders, mark, per_gpu=per_gpu, **place)
         if not job["shared"]:
             ledger.say(plan.NOT_SHARED)
         ledger.display.concurrent = job["concurrent"]
@@ -592,6 +625,13 @@ def run(ledger: Ledger, patience: float) -> int:
     show_default=True,
     help="Seconds that listed machines of a cluster have to join.",
 )
+@click.option(
+    "--trials-per-gpu",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Trials that share a GPU; small models leave most of one idle.",
+)
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 @click.option(
     "--storage",
@@ -609,6 +649,7 @@ def main(
     wait: float,
     resume: str | None,
     storage: str | None,
+    trials_per_gpu: int,
     **sizes: Any,
 ) -> None:
     """Search settings of a SmaLLM on a corpus, confirm the best, crown and compare a champion.
@@ -627,14 +668,14 @@ def main(
     else:
         searched, corpus = asked_for(load_space(space), given, **sizes)
         if dry:
-            dry_run(home, searched, corpus, uri, wait, shared)
+            dry_run(home, searched, corpus, uri, wait, shared, trials_per_gpu)
             return
         others = [] if compare_with == "none" else names_in(compare_with)
         folder = new_search(home, searched, corpus, name=name, baselines=others)
     ledger = Ledger(folder, uri=uri, storage=shared)
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
-        code = run(ledger, wait)
+        code = run(ledger, wait, trials_per_gpu)
         patience = 60
         sys.exit(code)
     finally:
