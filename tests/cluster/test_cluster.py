@@ -133,6 +133,11 @@ def submitted(laptop, name, *arguments):
     return laptop.start(*submit, "--compare-with", "none", "--name", name)
 
 
+def on(host, command):
+    """Runs what a person of the cluster would type on a machine."""
+    host.run("bash", "-c", f". ~/.smallm/source/clusters/environment.sh\n{command}")
+
+
 def result_of(laptop, name):
     """The result of a search on the head; nothing of it is lost, and no run is there twice."""
     shown = laptop("ray", "exec", "cluster.yaml", SHOWN.replace("NAME", name))
@@ -147,13 +152,13 @@ def result_of(laptop, name):
 
 def test_a_late_machine_is_used_and_one_that_is_cut_off_costs_nothing(cluster, laptop):
     head, cut, late = cluster.hosts
-    late.run("bash", "-c", "ray stop --force")
+    on(late, "ray stop --force")
     search = submitted(laptop, "late", *SEARCH)
     said, joined, gone = [], False, None
     for line in search.stdout:
         said.append(line)
         if " rung 1/" in line and not joined:
-            late.run("bash", "-c", f"ray start --address={head.address}:6379 {FEW}")
+            on(late, f"ray start --address={head.address}:6379 {FEW}")
             joined = True
         elif " rung 1/" in line and gone is None:
             cluster.connect(cut, "down")
@@ -172,8 +177,7 @@ def test_a_search_goes_on_after_its_head_was_started_anew(cluster, laptop):
     for line in search.stdout:
         if " rung 2/" in line:
             break
-    head = cluster.hosts[0]
-    head.run("bash", "-c", "pkill -9 -f tune/search.py; pkill -9 -f search.py; ray stop --force")
+    on(cluster.hosts[0], "pkill -9 -f [s]earch.py; ray stop --force")
     search.stdout.read()
     assert search.wait() != 0
     laptop("ray", "up", "--yes", "cluster.yaml")
