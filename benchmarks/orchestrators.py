@@ -79,7 +79,7 @@ def smallm_search(folder: Path, trials: int, reports: int, *, mlflow: bool) -> d
         ledger.tracker = NoTracker()  # type: ignore[assignment]
     _start_ray()
     mark = ledger.folder / "search.json"
-    job = search.make_job(space, ledger.folders, mark, home=ledger.home, storage=None)
+    job = search.make_job(space, ledger.folders, mark, home=ledger.home, storage=None, say=print)
     tuner = search.make_tuner(ledger, job, trial=_reports_of_smallm)
     found = _timed(tuner.fit, trials)
     start = time.perf_counter()

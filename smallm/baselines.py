@@ -34,6 +34,8 @@ class Baseline:
     """What sets it apart from the model that its name suggests, or its architecture."""
     repositories: tuple[str, ...] = ()
     """Hub ids, the present one first; older ones may be in a cache."""
+    family: str | None = None
+    """A shorter name that means this one."""
     package: str | None = None
     """Import name of a package that holds a GGUF file."""
 
@@ -75,6 +77,7 @@ BASELINES: Mapping[str, Baseline] = {
         PILE,
         "GPT-3's smallest shape, trained openly",
         ("EleutherAI/gpt-neo-125m", "EleutherAI/gpt-neo-125M"),
+        family="gpt-neo",
     ),
     "albert-base-v2": Baseline(
         "masked",
@@ -83,6 +86,7 @@ BASELINES: Mapping[str, Baseline] = {
         BOOKS,
         "bidirectional; fills masks, so no perplexity",
         ("albert/albert-base-v2", "albert-base-v2"),
+        family="albert",
     ),
 }
 
@@ -196,9 +200,9 @@ def places_of(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def baseline(name: str) -> Baseline | None:
-    """The baseline of that name or hub id."""
+    """The baseline of that name, family or hub id."""
     for key, each in BASELINES.items():
-        if name == key or name in each.repositories:
+        if name in (key, each.family, *each.repositories):
             return each
     return None
 

@@ -190,14 +190,12 @@ def activations(
 @as_json
 def curves(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     """Draw the learning curves of searches, or of models that `smallm train` has saved."""
-    from smallm.charts import style
     from smallm.plots import learning_curves
 
     home = open_home()
     trials, _ = _trained(names, home, must=True)
     budget = max((trial["tokens"] for trial in trials), default=0)
-    with style():
-        drawn = learning_curves({"trials": trials, "full_budget": budget})
+    drawn = learning_curves({"trials": trials, "full_budget": budget})
     if drawn is None:
         raise SmallmError(f"{names[0]}: no trial of it reached an evaluation")
     _show([drawn], output or _plots_folder(home, names[0]), as_json, {})

@@ -42,12 +42,18 @@ def draw_plots(result: Record) -> list[Plot]:
         drawn = [
             _finalist_seeds(result),
             _reference_models(result),
-            learning_curves(result),
+            _learning_curves(result),
             activity_over_training(result, tokens_shown),
             _importance(result),
             *(_setting(result, name) for name in result.get("searched") or ()),
         ]
     return [plot for plot in drawn if plot]
+
+
+def learning_curves(result: Record) -> Plot | None:
+    """Bits per byte of all trials over training, the leaders in colour; None without any."""
+    with style():
+        return _learning_curves(result)
 
 
 def label(name: str) -> str:
@@ -128,8 +134,7 @@ def _reference_models(result: Record) -> Plot | None:
     )
 
 
-def learning_curves(result: Record) -> Plot | None:
-    """Bits per byte of all trials over training, the leaders in colour; None without any."""
+def _learning_curves(result: Record) -> Plot | None:
     trials = [trial for trial in result.get("trials") or () if trial.get("curve")]
     if not trials:
         return None

@@ -431,8 +431,10 @@ def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
         )
 
 
-def on_every_machine(asked: Callable[..., Any], *given: Any) -> dict[str, Any]:
-    """What every machine answers, by its address."""
+def on_every_machine(
+    asked: Callable[..., Any], *given: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What every machine answers, by its address; one that dies meanwhile is named."""
     waiting = {}
     for node in nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -443,6 +445,9 @@ def on_every_machine(asked: Callable[..., Any], *given: Any) -> dict[str, Any]:
         try:
             answers[address] = ray.get(answer)
         except ray.exceptions.RayError as error:
+            if address not in [node["NodeManagerAddress"] for node in nodes()]:
+                say(f"{address} has left; the search goes on without it")
+                continue
             why = in_one_line(getattr(error, "cause", None) or error)
             raise SmallmError(f"{address}, a machine of the cluster, fails: {why}") from error
     return answers
@@ -460,6 +465,7 @@ def make_job(
     *,
     home: Path,
     storage: Storage | None,
+    say: Callable[[str], None],
     per_gpu: int = 4,
 ) -> dict[str, Any]:
     """What every trial must know: resources, threads, device, code digest, where its data are.
@@ -492,12 +498,12 @@ def make_job(
             str(folder.relative_to(home)) for folder in parcels.folders_of(folders.values())
         ],
     }
-    asked = on_every_machine(seen_here, job)
+    asked = on_every_machine(seen_here, job, say=say)
     seen = [cluster.Seen(address, *answer) for address, answer in asked.items()]
     cluster.require_same_code(seen, job["digest"])
     if storage:
         with storage.marked() as mark_there:
-            on_every_machine(reaches, storage.uri, mark_there)
+            on_every_machine(reaches, storage.uri, mark_there, say=say)
     job["shared"] = all(each.shared for each in seen)
     if not job["shared"]:
         job["parcels"] = [
@@ -535,7 +541,8 @@ def dry_run(
         try:
             if start_ray():
                 wait_for_machines(patience, print)
-            job = make_job(space, folders, mark, home=home, storage=storage, per_gpu=per_gpu)
+            place = {"home": home, "storage": storage, "say": print}
+            job = make_job(space, folders, mark, per_gpu=per_gpu, **place)
             speed = ray.get(with_resources(measured_speed, job).remote(space, folders, job))
             machines = [node["NodeManagerAddress"] for node in nodes()]
         except ray.exceptions.RayError as error:
@@ -558,7 +565,7 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
         if start_ray():
             wait_for_machines(patience, ledger.say)
         mark = ledger.folder / "search.json"
-        place = {"home": ledger.home, "storage": ledger.storage}
+        place = {"home": ledger.home, "storage": ledger.storage, "say": ledger.say}
         job = make_job(ledger.space, ledger.folders, mark, per_gpu=per_gpu, **place)
         if not job["shared"]:
             ledger.say(plan.NOT_SHARED)

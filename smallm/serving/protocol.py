@@ -185,7 +185,7 @@ class AttentionRequest(Request):
 class NeighborsRequest(Request):
     """The words whose embeddings lie nearest to that of a word."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"model": "champion", "word": "data"}})
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "champion", "word": "model"}})
 
     model: Text
     """A name of /v1/models."""
