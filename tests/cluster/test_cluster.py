@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 CUT_OFF = 30  # seconds
 
 SPACE = """
-trials: 6
+trials: 9
 seeds: [1, 2]
 confirmed: 1
 confirmation_seeds: [11, 12]
@@ -134,15 +135,15 @@ def submitted(laptop, name, *arguments):
 
 
 def on(host, command):
-    """Runs what a person of the cluster would type on a machine."""
-    host.run("bash", "-c", f". ~/.smallm/source/clusters/environment.sh\n{command}")
+    """Runs what a person would type on a machine of the cluster; gives what it said."""
+    return host.run("bash", "-c", f". ~/.smallm/source/clusters/environment.sh\n{command}").stdout
 
 
 def result_of(laptop, name):
     """The result of a search on the head; nothing of it is lost, and no run is there twice."""
     shown = laptop("ray", "exec", "cluster.yaml", SHOWN.replace("NAME", name))
     result = json.loads(shown.partition("RESULT" * 2)[2].splitlines()[0])
-    assert [trial["number"] for trial in result["trials"]] == list(range(6))
+    assert [trial["number"] for trial in result["trials"]] == list(range(9))
     assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
     keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
     keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
@@ -152,24 +153,32 @@ def result_of(laptop, name):
 
 def test_a_late_machine_is_used_and_one_that_is_cut_off_costs_nothing(cluster, laptop):
     head, cut, late = cluster.hosts
-    on(late, "ray stop --force")
+    on(late, "ray stop")
+    wait_for_machines(head, 2)
     search = submitted(laptop, "late", *SEARCH)
-    said, joined, gone = [], False, None
+    said, cutting = [], None
     for line in search.stdout:
         said.append(line)
-        if " rung 1/" in line and not joined:
-            on(late, f"ray start --address={head.address}:6379 {FEW}")
-            joined = True
-        elif " rung 1/" in line and gone is None:
+        if " rung 1/" in line and cutting is None:
             cluster.connect(cut, "down")
-            gone = time.monotonic()
-        if gone and time.monotonic() > gone + CUT_OFF:
-            cluster.connect(cut, "up")
-    cluster.connect(cut, "up")
+            cutting = Timer(CUT_OFF, cluster.connect, (cut, "up"))
+            cutting.start()
+            on(late, f"ray start --address={head.address}:6379 {FEW}")
     assert search.wait() == 0, "".join(said)
+    assert cutting
+    cutting.join()
     result = result_of(laptop, "late")
     assert late.address in {trial["machine"] for trial in result["trials"]}, "".join(said)
-    assert gone
+
+
+def wait_for_machines(head, count, patience=90):
+    """Until so many are alive for the head."""
+    asked = (
+        "import ray; ray.init(logging_level='ERROR'); print(sum(n['Alive'] for n in ray.nodes()))"
+    )
+    deadline = time.monotonic() + patience
+    while on(head, f'python -c "{asked}"').split()[-1] != str(count):
+        assert time.monotonic() < deadline, f"there are not {count} machines"
 
 
 def test_a_search_goes_on_after_its_head_was_started_anew(cluster, laptop):
