@@ -55,6 +55,7 @@ def smallm_search(folder: Path, trials: int, reports: int, *, mlflow: bool) -> d
     import ray
 
     from smallm.ledger import Ledger, new_search
+    from smallm.settings import CorpusSettings
     from smallm.space import Space
     from smallm.tracking import local_uri
     from tune import search
@@ -70,14 +71,15 @@ def smallm_search(folder: Path, trials: int, reports: int, *, mlflow: bool) -> d
             "search": {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}},
         }
     )
-    ledger = Ledger(new_search(folder, space, {}), uri=local_uri(folder))
+    ledger = Ledger(new_search(folder, space, CorpusSettings()), uri=local_uri(folder))
     ledger.folders = {}
     ledger.tracker.start_run("search", name=EXPERIMENT, params={}, tags={})
     tracker = ledger.tracker
     if not mlflow:
         ledger.tracker = NoTracker()  # type: ignore[assignment]
     _start_ray()
-    job = search.make_job(space)
+    mark = ledger.folder / "search.json"
+    job = search.make_job(space, ledger.folders, mark, home=ledger.home, storage=None, say=print)
     tuner = search.make_tuner(ledger, job, trial=_reports_of_smallm)
     found = _timed(tuner.fit, trials)
     start = time.perf_counter()

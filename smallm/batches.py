@@ -2,6 +2,7 @@
 
 The batch of a step follows from seed and step alone, so an interrupted run resumes exactly, and
 every position is seen once before any is seen again; of sequences, all but a rest shorter than one.
+Examples are numbered in the order of a seed; a curriculum takes the same ones in another order.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from smallm.token_tape import TokenTape
 from smallm.tokens import END_ID
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 ROUNDS = 4  # of the Feistel network: enough for an even-looking order
 
 
@@ -34,17 +36,33 @@ class Batches:
         if self.end < 2:
             raise ValueError(f"no token to predict below position {self.end}")
 
+    @property
+    def examples_per_step(self) -> int:
+        """Each predicts one token."""
+        return self.batch_size
+
     def steps(self, seed: int, first: int, last: int) -> tuple[Ints, Ints]:
         """Windows (steps, batch, window) and targets (steps, batch) of steps first..last-1."""
-        count = self.end - 1  # the opening id at 0 is never a target
-        number = np.arange(first * self.batch_size, last * self.batch_size)
-        positions = np.empty_like(number)
-        for epoch in range(number[0] // count, number[-1] // count + 1):
-            here = number // count == epoch
-            positions[here] = 1 + permuted(number[here] % count, count, key=(seed, epoch))
+        return self.examples(seed, steps_of(self.batch_size, first, last))
+
+    def examples(self, seed: int, numbers: Ints) -> tuple[Ints, Ints]:
+        """Windows (*, window) and targets (*) of examples by number (*)."""
+        positions = self.positions(seed, numbers.ravel())
         windows, targets = windows_before(self.tokens, positions, self.window)
-        shape = (last - first, self.batch_size)
-        return windows.reshape(*shape, self.window), targets.reshape(shape)
+        return windows.reshape(*numbers.shape, self.window), targets.reshape(numbers.shape)
+
+    def positions(self, seed: int, numbers: Ints) -> Ints:
+        """Where the targets of examples stand, (examples,)."""
+        count = self.end - 1  # the opening id at 0 is never a target
+        positions = np.empty_like(numbers)
+        for epoch in np.unique(numbers // count).tolist():
+            here = numbers // count == epoch
+            positions[here] = 1 + permuted(numbers[here] % count, count, key=(seed, epoch))
+        return positions
+
+    def difficulties(self, seed: int, numbers: Ints, hard: Floats) -> Floats:
+        """Of examples, from those of the targets at all positions."""
+        return hard[self.positions(seed, numbers)]
 
 
 @dataclass(frozen=True)
@@ -67,24 +85,50 @@ class Sequences:
                 f"{SEQUENCE_WINDOWS} * window = {self.length} tokens: it has {self.end}"
             )
 
+    @property
+    def examples_per_step(self) -> int:
+        """Each is a sequence."""
+        return self.batch_size // self.length
+
     def steps(self, seed: int, first: int, last: int) -> tuple[Ints, Ints]:
         """Inputs and targets (steps, sequences, length) of steps first..last-1."""
-        targets, rows = self.end - 1, self.batch_size // self.length
-        count = targets // self.length
-        number = np.arange(first * rows, last * rows)
-        starts = np.empty_like(number)
-        for epoch in range(number[0] // count, number[-1] // count + 1):
-            here = number // count == epoch
-            cut = int(permuted(np.array([0]), targets, key=(seed, epoch))[0])
-            order = permuted(number[here] % count, count, key=(seed, epoch))
-            starts[here] = cut + order * self.length
-        inputs = (starts[:, None] + np.arange(self.length)) % targets
-        shape = (last - first, rows, self.length)
+        return self.examples(seed, steps_of(self.examples_per_step, first, last))
+
+    def examples(self, seed: int, numbers: Ints) -> tuple[Ints, Ints]:
+        """Inputs and targets (*, length) of examples by number (*)."""
+        starts = self.starts(seed, numbers.ravel())
+        inputs = (starts[:, None] + np.arange(self.length)) % (self.end - 1)
+        shape = (*numbers.shape, self.length)
         ids = self.tokens.tokens
         return (
             ids[inputs].astype(np.int64).reshape(shape),
             ids[inputs + 1].astype(np.int64).reshape(shape),
         )
+
+    def starts(self, seed: int, numbers: Ints) -> Ints:
+        """Where the inputs of examples start, (examples,); beyond the end, the ring goes on."""
+        targets = self.end - 1
+        count = targets // self.length
+        starts = np.empty_like(numbers)
+        for epoch in np.unique(numbers // count).tolist():
+            here = numbers // count == epoch
+            cut = int(permuted(np.array([0]), targets, key=(seed, epoch))[0])
+            order = permuted(numbers[here] % count, count, key=(seed, epoch))
+            starts[here] = cut + order * self.length
+        return starts
+
+    def difficulties(self, seed: int, numbers: Ints, hard: Floats) -> Floats:
+        """Of examples, the mean of those of the targets at all positions."""
+        sums = np.concatenate([[0.0], np.cumsum(np.concatenate([hard[1:], hard[1 : self.length]]))])
+        starts = self.starts(seed, numbers) % (self.end - 1)
+        means: Floats = (sums[starts + self.length] - sums[starts]) / self.length
+        return means
+
+
+def steps_of(examples_per_step: int, first: int, last: int) -> Ints:
+    """Numbers of the examples of steps first..last-1: (steps, examples of a step)."""
+    numbers = np.arange(first * examples_per_step, last * examples_per_step)
+    return numbers.reshape(-1, examples_per_step)
 
 
 def training_batches(settings: Settings, tokens: TokenTape, end: int) -> Batches | Sequences:

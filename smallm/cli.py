@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallm.cli_ablate import ablate
 from smallm.cli_baselines import baselines
 from smallm.cli_corpus import RATIOS, corpus, corpus_tapes
 from smallm.cli_models import compare, evaluate, generate, machine_options
@@ -46,7 +47,7 @@ def cli() -> None:
     """Train small next-word language models on your text, and see whether they are any good."""
 
 
-for _command in (corpus, baselines, generate, evaluate, compare, plot):
+for _command in (corpus, ablate, baselines, generate, evaluate, compare, plot):
     cli.add_command(_command)
 
 
@@ -139,15 +140,16 @@ def report(search: str | None, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; by default the home's own.")
 def sync(name: str | None, uri: str | None) -> None:
-    """Record in MLflow what a search or an evaluation could not record while it did not answer.
+    """Record in MLflow what a command could not record while it did not answer.
 
     NAME is by default that of the newest search.
     """
     from smallm.tracking import local_uri
     from smallm.tracking import sync as send
 
-    evaluation = open_home() / "evaluations" / (name or "-")
-    folder = evaluation if evaluation.exists() else _search_folder(name, marker="search.json")
+    recorded = [open_home() / kind / (name or "-") for kind in ("evaluations", "ablations")]
+    found = next((folder for folder in recorded if folder.exists()), None)
+    folder = found or _search_folder(name, marker="search.json")
     sent = send(folder, uri or local_uri(open_home()), lambda line: click.echo(line, err=True))
     click.echo(f"{sent.pushed} records sent, {sent.pending} still wait")
     if sent.pending:

@@ -68,6 +68,16 @@ def listed_machines(path: Path = LISTED) -> list[str]:
     return [*filter(None, [provider.get("head_ip")]), *provider.get("worker_ips", [])]
 
 
+def least_machines(path: Path = LISTED) -> int:
+    """How many machines the cluster file of this head starts with; 1 without one."""
+    path = path.expanduser()
+    if not path.is_file():
+        return 1
+    kinds = read_yaml(path).get("available_node_types") or {}
+    fewest = 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds.values())
+    return max(fewest, len(listed_machines(path)))
+
+
 def missing_machines(
     listed: Iterable[str], joined: Iterable[str], logs: Path = LOGS
 ) -> list[Missing]:

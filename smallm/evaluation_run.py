@@ -1,13 +1,10 @@
-"""An evaluation as a person starts it: recorded in the home and in MLflow, shown as a page."""
+"""An evaluation as a person starts it, recorded and shown as a page; also pages of their own."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from smallm.champion import saved_temperature
@@ -17,57 +14,21 @@ from smallm.corpus_section import profile_section
 from smallm.errors import SmallmError
 from smallm.files import read_json, write_json, write_text
 from smallm.page import page
+from smallm.recorded_run import RecordedRun, new_folder
 from smallm.tape import Tape
-from smallm.tracking import Tracker, local_uri
-
-RECORD = "evaluation.json"
-SECONDS_FOR_MLFLOW = 30
+from smallm.tracking import Tracker
 
 
-class EvaluationRun:
-    """A folder under the home and a run in MLflow for one evaluation.
+class EvaluationRun(RecordedRun):
+    """The folder and the MLflow run of one evaluation."""
 
-    Entering raises SmallmError when MLflow does not answer, before anything is computed.
-    """
-
-    def __init__(self, home: Path, *, tell: Callable[[str], None]) -> None:
-        self.home = home
-        self.folder = _new_folder(home / "evaluations")
-        self.page = self.folder / "evaluation.html"
-        self.tell = tell
-
-    def __enter__(self) -> EvaluationRun:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(self.home)
-        self.tracker = Tracker.open(
-            self.folder, uri=uri, experiment="smallm", search=self.folder.name, notify=self.tell
-        )
-        self.tracker.start_run(
-            "evaluation", name=self.folder.name, params={}, tags={"smallm.kind": "evaluation"}
-        )
-        return self
+    kind = "evaluation"
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Writes the record and its page, and records the figures of each model."""
         keep_temperatures(record, self.home)
-        write_json(self.folder / RECORD, record)
-        write_text(self.page, _page(f"Evaluation {self.folder.name}", record))
-        track_models(self.tracker, record, parent="evaluation")
-        for path in (self.folder / RECORD, self.page):
-            self.tracker.log_artifacts("evaluation", path)
-        self.tracker.end_run("evaluation", status="FINISHED", reason="evaluated")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self.tracker.end_run("evaluation", status="FAILED", reason=str(error) or kind.__name__)
-        pending = self.tracker.close(timeout=SECONDS_FOR_MLFLOW)
-        if pending:
-            name = self.folder.name
-            self.tell(f"{pending} records wait for MLflow: `smallm sync {name}` sends them")
+        track_models(self.tracker, record, parent=self.kind)
+        self.write(record, _page(f"Evaluation {self.folder.name}", record))
 
 
 def track_models(tracker: Tracker, record: Mapping[str, Any], *, parent: str) -> None:
@@ -111,7 +72,7 @@ def kept_temperature(name: str, *, folder: Path | None, home: Path) -> float:
 
 def write_page(record: Mapping[str, Any], home: Path) -> Path:
     """Writes the page of a comparison of prompts under the home; gives its path."""
-    folder = _new_folder(home / "comparisons")
+    folder = new_folder(home / "comparisons")
     write_json(folder / "comparison.json", record)
     path = folder / "comparison.html"
     write_text(path, _page(f"Comparison {folder.name}", record))
@@ -139,11 +100,3 @@ def _page(title: str, record: Mapping[str, Any]) -> str:
 
 def _temperature_file(name: str, home: Path) -> Path:
     return home / "temperatures" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.json"
-
-
-def _new_folder(parent: Path) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    number = 1
-    while (folder := parent / (stamp if number == 1 else f"{stamp}-{number}")).exists():
-        number += 1
-    return folder

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.references import reference_scores
 from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
+from smallm.storage import LAST, Mirror, Storage
 from smallm.tape import Tape
-from smallm.tape_building import build_tape
-from smallm.token_tape import TokenTape, tokenize_tape
+from smallm.tape_building import build_tape, tape_folder
+from smallm.token_tape import TokenTape, tokenize_tape, tokens_folder
 from smallm.tracking import CHAMPION_URI, Tracker
 from smallm.training import uses_bf16
 
@@ -52,23 +54,45 @@ def opened(settings: Settings, folders: Folders) -> TokenTape:
     return TokenTape(Tape(folder.parents[1]), folder)
 
 
-def built_corpus(corpus: CorpusSettings, space: Space, *, home: Path) -> tuple[Tape, Folders]:
-    """The tape, and the tokens of every tokenizer that a trial may use, built or opened."""
-    tape = build_tape(corpus, home=home, workers=usable_cpus())
-    ratios = space.heldout_ratios()
+def built_corpus(
+    corpus: CorpusSettings, space: Space, *, home: Path, storage: Storage | None = None
+) -> tuple[Tape, Folders]:
+    """The tape, and the tokens of every tokenizer that a trial may use, built or opened.
+
+    A storage gives what it has and the home has not, and keeps what was built.
+    """
+    ratios, workers = space.heldout_ratios(), usable_cpus()
+    place, _ = tape_folder(corpus, home)
+    with _kept_in(storage, place, home):
+        tape = build_tape(corpus, home=home, workers=workers)
     tape.heldout(ratios)  # a corpus too small to split ends here, not in every trial
-    return tape, {
-        (each.tokenizer, each.vocabulary): str(
-            tokenize_tape(tape, each, ratios=ratios, workers=usable_cpus()).folder
-        )
-        for each in space.tokenizers()
-    }
+    folders: dict[tuple[str, int], str] = {}
+    for each in space.tokenizers():
+        folder = tokens_folder(tape.folder, each, shortest=min(ratios))
+        with _kept_in(storage, folder, home):
+            tokenize_tape(tape, each, ratios=ratios, workers=workers)
+        folders[each.tokenizer, each.vocabulary] = str(folder)
+    return tape, folders
+
+
+@contextmanager
+def _kept_in(storage: Storage | None, folder: Path, home: Path) -> Iterator[None]:
+    """Brings a folder of the home before it would be made, and keeps it afterwards."""
+    name = folder.relative_to(home).as_posix()
+    if storage and not folder.exists() and storage.file(f"{name}/{LAST}"):
+        storage.fetch(name, folder)
+    yield
+    if storage:
+        storage.keep(folder, name)
 
 
 class Ledger:
-    """One search from corpus to champion; its state lives in its folder under the home."""
+    """One search from corpus to champion; its state lives in its folder under the home.
 
-    def __init__(self, folder: Path, *, uri: str) -> None:
+    With a storage, that has a copy of the folder, from which another machine can go on.
+    """
+
+    def __init__(self, folder: Path, *, uri: str, storage: Storage | None = None) -> None:
         kept = read_json(folder / "search.json")
         self.folder = folder
         self.home = folder.parents[1]
@@ -85,11 +109,17 @@ class Ledger:
         self.tracker = Tracker.open(
             folder, uri=uri, experiment="smallm", search=folder.name, notify=self.say
         )
+        self.storage = storage
+        self.mirror = Mirror(storage, folder, self.say) if storage else None
+        if self.mirror:
+            self.mirror.start()
 
     def build_corpus(self) -> None:
         """Builds or opens the tape and the tokens of every tokenizer that a trial may use."""
         start = time.perf_counter()
-        self.tape, self.folders = built_corpus(self.corpus, self.space, home=self.home)
+        self.tape, self.folders = built_corpus(
+            self.corpus, self.space, home=self.home, storage=self.storage
+        )
         self.seconds["corpus"] = time.perf_counter() - start
         self._tell_corpus()
 
@@ -338,6 +368,8 @@ class Ledger:
     def close(self, *, timeout: float) -> None:
         """Waits at most that many seconds for MLflow, and says what it could not record."""
         pending = self.tracker.close(timeout=timeout)
+        if self.mirror:
+            self.mirror.close()
         if pending:
             self.say(
                 f"{pending} records wait for MLflow: `smallm sync {self.folder.name}` sends them"

@@ -15,14 +15,15 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import mlflow
 import sqlalchemy
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
@@ -52,6 +53,7 @@ ANSWER_SECONDS = 5
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 RUNS_PER_CALL = 1000
+GIVEN_BY = {"params": "start", "metrics": "log", "tags": "end"}  # the operations of a journal
 DATASET_DIGEST_LENGTH = 36
 
 # OSError covers what requests raises.
@@ -115,6 +117,17 @@ def _database(uri: str) -> Path | None:
     return None if path == uri else Path(path).resolve()
 
 
+@dataclass
+class Waiting:
+    """What a run is given at the end of a batch of events."""
+
+    params: list[list[Param]] = field(default_factory=list)
+    """In calls: a start that names others is refused alone."""
+    metrics: list[Metric] = field(default_factory=list)
+    tags: dict[str, RunTag] = field(default_factory=dict)
+    end: Event | None = None
+
+
 class MlflowStore:
     """The runs of one journal in one MLflow."""
 
@@ -131,49 +144,67 @@ class MlflowStore:
         self._notify = notify
         self._experiment: str | None = None
         self._run_ids: dict[str, str] | None = None
+        self._waiting: defaultdict[str, Waiting] = defaultdict(Waiting)
 
     def apply(self, events: Sequence[Event]) -> None:
-        """Records events in order, the metrics of each run in few calls at the end."""
-        series: defaultdict[str, list[Event]] = defaultdict(list)
+        """Records events in order; what belongs to a run goes in few calls, at the end."""
+        self._waiting.clear()
         try:
             for event in events:
-                if event.operation == "log":
-                    series[event.key].append(event)
-                    continue
-                with self._refusals_told(event):
+                with self._refusals_told(event.operation, event.key):
                     OPERATIONS[event.operation](self, event)
-            for logs in series.values():
-                with self._refusals_told(logs[0]):
-                    self._log(logs)
+            for key, waiting in self._waiting.items():
+                self._send(key, waiting)
         except ERRORS as error:
             # A call that failed may have done its work: look again before repeating it.
             self._run_ids = self._experiment = None
             raise StoreError(f"MLflow at {self.name} takes no records: {_reason(error)}") from error
 
+    def _send(self, key: str, waiting: Waiting) -> None:
+        """Params, metrics and tags of a run in one call, unless they are many or one is refused."""
+        parts: dict[str, list[Any]] = {
+            "params": waiting.params,
+            "metrics": list(_chunks(waiting.metrics, METRICS_PER_CALL)),
+            "tags": list(_chunks(waiting.tags.values(), PARAMS_PER_CALL)),
+        }
+        try:
+            for together in zip_longest(*parts.values(), fillvalue=()):
+                self._client.log_batch(self._run_id(key), **dict(zip(parts, together, strict=True)))
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            for kind, calls in parts.items():
+                for part in calls:
+                    with self._refusals_told(GIVEN_BY[kind], key):
+                        self._client.log_batch(self._run_id(key), **{kind: part})
+        if end := waiting.end:
+            with self._refusals_told("end", key):
+                status = end.data["status"]
+                self._client.set_terminated(self._run_id(key), status, end_time=end.time)
+
     @contextmanager
-    def _refusals_told(self, event: Event) -> Iterator[None]:
+    def _refusals_told(self, operation: str, key: str) -> Iterator[None]:
         """What MLflow will never accept is told and must not block the rest."""
         try:
             yield
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            self._notify(f"MLflow refuses `{event.operation}` of {event.key}: {_reason(error)}")
+            self._notify(f"MLflow refuses `{operation}` of {key}: {_reason(error)}")
 
     def _open(self, event: Event) -> None:
         """Makes the experiment."""
         self._experiment_id()
 
     def _start(self, event: Event) -> None:
-        data = event.data
         if event.key in self._runs():
             self._client.update_run(self._run_id(event.key), status="RUNNING")
         else:
             self._create_run(event)
-        for params in _chunks(data["params"].items(), PARAMS_PER_CALL):
-            self._client.log_batch(
-                self._run_id(event.key), params=[Param(name, value) for name, value in params]
-            )
+        waiting = self._waiting[event.key]
+        params = [Param(name, value) for name, value in event.data["params"].items()]
+        waiting.params += _chunks(params, PARAMS_PER_CALL)
+        waiting.end = None
 
     def _create_run(self, event: Event) -> None:
         tags = {
@@ -189,14 +220,12 @@ class MlflowStore:
         )
         self._runs()[event.key] = run.info.run_id
 
-    def _log(self, events: Sequence[Event]) -> None:
-        metrics = [
+    def _log(self, event: Event) -> None:
+        self._run_id(event.key)
+        self._waiting[event.key].metrics += [
             Metric(name, value, event.time, event.data["step"])
-            for event in events
             for name, value in event.data["metrics"].items()
         ]
-        for chunk in _chunks(metrics, METRICS_PER_CALL):
-            self._client.log_batch(self._run_id(events[0].key), metrics=chunk)
 
     def _corpus(self, event: Event) -> None:
         data = event.data
@@ -219,9 +248,10 @@ class MlflowStore:
             self._client.log_artifact(run_id, str(path))
 
     def _end(self, event: Event) -> None:
-        run_id = self._run_id(event.key)
-        self._client.set_tag(run_id, STOP_TAG, event.data["reason"])
-        self._client.set_terminated(run_id, event.data["status"], end_time=event.time)
+        self._run_id(event.key)
+        waiting = self._waiting[event.key]
+        waiting.tags[STOP_TAG] = RunTag(STOP_TAG, event.data["reason"])
+        waiting.end = event
 
     def _champion(self, event: Event) -> None:
         if not self._client.search_registered_models(f"name = '{MODEL}'"):
@@ -348,6 +378,7 @@ def _no_model(uri: str, model_uri: str, error: Exception) -> SmallmError:
 OPERATIONS: Mapping[str, Callable[[MlflowStore, Event], None]] = {
     "open": MlflowStore._open,
     "start": MlflowStore._start,
+    "log": MlflowStore._log,
     "corpus": MlflowStore._corpus,
     "artifacts": MlflowStore._artifacts,
     "end": MlflowStore._end,

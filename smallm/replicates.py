@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from smallm.losses import loss_of
 from smallm.models import architecture
 from smallm.optimizers import optimizers_of, take_step
+from smallm.scheduled_sampling import with_guesses
 from smallm.settings import Settings
 
 State = dict[str, Tensor]
@@ -34,6 +35,7 @@ class Group:
         self.seeds = list(seeds)
         self.stacked = len(self.seeds) > 1
         self.clip = settings.training.clip
+        self.loss = loss_of(settings.training)
         self.device = device
         build = architecture(settings.model.architecture)
         cores = []
@@ -54,21 +56,31 @@ class Group:
         self.optimizers = optimizers_of(settings, self.weights, stacked=self.stacked)
 
     def step(
-        self, inputs: Tensor, targets: Tensor, *, factor: float, bf16: bool, noise: int
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        factor: float,
+        bf16: bool,
+        noise: int,
+        guessed: float = 0.0,
     ) -> Tensor:
         """One step of every replicate, (replicates, batch, ...) in, loss per replicate out.
 
-        It is taken at a factor of the peak learning rates.
+        It is taken at a factor of the peak learning rates, with a share of the inputs `guessed`.
 
-        The logits stay in bf16 on their way into the loss. `noise` seeds the dropout.
+        The logits stay in bf16 on their way into the loss. `noise` seeds dropout and guesses.
         """
+        own = [self.device] if self.device.type == "cuda" else []
         with (
-            torch.random.fork_rng(devices=[]),
+            torch.random.fork_rng(devices=own),
             torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
         ):
             torch.manual_seed(noise)
+            if guessed:
+                inputs = with_guesses(self.core, inputs[0], guessed)[None]
             logits = self._logits(inputs)
-        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+        losses = self.loss(logits.flatten(0, -2), targets.flatten())
         losses = losses.view(len(targets), -1).mean(1, dtype=torch.float32)  # (replicates,)
         for weight in self.weights.values():
             weight.grad = None

@@ -261,6 +261,16 @@ class TrainingSettings(Group):
     """Share of the budget over which the learning rate falls to zero, at the end."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm."""
+    loss: Literal["cross_entropy", "nll"] = "cross_entropy"
+    """Cross-entropy of the logits, or in fp32 by way of their log-softmax: equal to rounding."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target's probability that the loss spreads evenly over all tokens."""
+    curriculum: Literal["none", "length", "rarity", "unigram"] = "none"
+    """Stages by a document's length, or its loss in a unigram model: its sum (rarity) or mean."""
+    curriculum_order: Literal["easy_first", "hard_first", "random"] = "easy_first"
+    """Order of a curriculum's stages; hard_first and random are its controls."""
+    scheduled_sampling: float = Field(default=0.0, ge=0, le=1)
+    """Share of a transformer's inputs that its own guesses replace; it rises from 0 to the end."""
     seeds: tuple[int, ...] = (42, 43, 44)
     """One replicate per seed; a seed fixes initialization, data order and dropout."""
     evaluate_at: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -288,6 +298,25 @@ class TrainingSettings(Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _levers_that_go_together(self) -> TrainingSettings:
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing:g}, but loss {self.loss} has none: "
+                "allowed is loss cross_entropy"
+            )
+        if self.curriculum == "none" and self.curriculum_order != "easy_first":
+            raise ValueError(
+                f"curriculum_order is {self.curriculum_order!r}, but there is no curriculum: give "
+                "one, such as length"
+            )
+        if self.scheduled_sampling and self.replication == "stacked":
+            raise ValueError(
+                "replication is 'stacked', but with scheduled_sampling each replicate draws for "
+                "itself: allowed are auto and sequential"
+            )
+        return self
+
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -305,12 +334,17 @@ class Settings(Group):
     training: TrainingSettings = TrainingSettings()
 
     @model_validator(mode="after")
-    def _whole_sequences(self) -> Settings:
+    def _fits_sequences(self) -> Settings:
         length, batch = SEQUENCE_WINDOWS * self.model.window, self.training.batch_size
         if self.model.architecture == "transformer" and batch % length:
             raise ValueError(
                 f"batch_size {batch} is no multiple of {length}: a transformer trains on sequences "
                 f"of {SEQUENCE_WINDOWS} * window tokens"
+            )
+        if self.training.scheduled_sampling and self.model.architecture != "transformer":
+            raise ValueError(
+                f"scheduled_sampling is {self.training.scheduled_sampling:g}, but architecture "
+                f"{self.model.architecture} reads no sequences: allowed is transformer"
             )
         return self
 
@@ -380,7 +414,11 @@ def _problem(error: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises SmallmError when there is none."""
+    """The mapping in a YAML file; raises SmallmError when there is none.
+
+    A ~ may stand in the path: no shell has seen the command line of a job of Ray.
+    """
+    path = path.expanduser()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -110,9 +110,16 @@ def compare(
     )
 
 
-def sentence(comparison: Comparison, a_name: str, b_name: str) -> str:
-    """Plain words: which config is better, by how much, and whether that is real."""
+def sentence(
+    comparison: Comparison, a_name: str, b_name: str, *, source: str = "this search"
+) -> str:
+    """Plain words: which config is better, by how much, and whether that is real.
+
+    `source` is what the figures come from.
+    """
     gap, better, worse = comparison.difference, a_name, b_name
+    if gap.value == gap.low == gap.high == 0:
+        return f"{a_name} and {b_name} give the same numbers."
     if gap.value < 0:
         gap, better, worse = Interval(-gap.value, -gap.high, -gap.low), b_name, a_name
     decimals = min(6, max(3, 1 - math.floor(math.log10(gap.high - gap.low or 1))))
@@ -122,7 +129,7 @@ def sentence(comparison: Comparison, a_name: str, b_name: str) -> str:
     if not gap.excludes_zero:
         return (
             f"{better} is ahead of {worse} by {value} bits per byte, but the 95 % interval "
-            f"({low} to {high}) includes zero: with {sample} this search cannot tell them apart."
+            f"({low} to {high}) includes zero: with {sample} {source} cannot tell them apart."
         )
     claim = f"{better} is better than {worse} by {value} bits per byte"
     claim += f" (95 % interval {low} to {high})"
@@ -131,7 +138,7 @@ def sentence(comparison: Comparison, a_name: str, b_name: str) -> str:
     if comparison.agreeing < comparison.seeds:
         return (
             f"{claim}, but only in {comparison.agreeing} of {seeds}: "
-            f"with {comparison.documents:,} documents this search cannot tell them apart."
+            f"with {comparison.documents:,} documents {source} cannot tell them apart."
         )
     return (
         f"{claim}: the difference is probably real, but {seeds} cannot prove it (by a sign test "

@@ -64,14 +64,19 @@ def tokenize_tape(
 ) -> TokenTape:
     """The tape's tokens; the tokenizer is trained on the shortest training prefix of the ratios."""
     shortest = min(ratios)
-    name = f"{settings.tokenizer}-{settings.vocabulary}-{shortest:g}-{code_digest(*TOKEN_CODE)}"
-    folder = tape.folder / "tokens" / name
+    folder = tokens_folder(tape.folder, settings, shortest=shortest)
     if not (folder / "manifest.json").exists():
         sample = tape.beginning(tape.training(shortest), TOKENIZER_BYTES)
         tokenizer = train_tokenizer(tape.texts(sample), settings)
         origin = {"settings": settings.model_dump(mode="json"), "trained_below": shortest}
         _write_token_folder(tape, tokenizer, folder, origin, workers=workers)
     return TokenTape(tape, folder)
+
+
+def tokens_folder(tape: Path, settings: TokenizerSettings, *, shortest: float) -> Path:
+    """Where the tokens of a tape lie, of a tokenizer trained below the shortest split ratio."""
+    name = f"{settings.tokenizer}-{settings.vocabulary}-{shortest:g}-{code_digest(*TOKEN_CODE)}"
+    return tape / "tokens" / name
 
 
 def tokenize_with(tape: Tape, tokenizer: Tokenizer, *, workers: int = 1) -> TokenTape:

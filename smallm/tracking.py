@@ -66,13 +66,13 @@ def metrics_of(values: Mapping[str, object]) -> dict[str, float]:
 
 
 def stop_reason(
-    *, tokens: int, budget: int, diverged: bool = False, error: str | None = None
+    *, tokens: int, budget: int, failure: str = "", error: str | None = None
 ) -> tuple[Status, str]:
     """How MLflow shows the end of a run: its status, and why it ended there."""
     if error is not None:
         return "FAILED", f"error: {error}"
-    if diverged:
-        return "FAILED", f"diverged at {tokens} tokens"
+    if failure:
+        return "FAILED", f"{failure} (at {tokens:,} tokens)"
     if tokens < budget:
         return "KILLED", f"stopped early at {tokens:,} of {budget:,} tokens"
     return "FINISHED", "full budget"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from smallm.activity import Activity
-from smallm.batches import training_batches
+from smallm.batches import Batches, Sequences, training_batches
+from smallm.curriculum import Staged
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.hardware import has_bf16
@@ -98,8 +100,9 @@ class Training:
         training = settings.training
         self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
-        self.batches = training_batches(settings, tokens, tokens.span(part)[1])
         self.total_steps = math.ceil(training.training_tokens / training.batch_size)
+        batches = training_batches(settings, tokens, tokens.span(part)[1])
+        self.batches = staged(batches, settings, self.total_steps)
         self.step = 0
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
@@ -208,6 +211,7 @@ class Training:
                 factor=schedule(step, self.total_steps, training.warmup, training.decay),
                 bf16=self.bf16,
                 noise=group.seeds[0] * 1_000_003 + step,
+                guessed=training.scheduled_sampling * step / self.total_steps,
             )
             for step in range(start, end)
         ]
@@ -253,7 +257,7 @@ class Training:
             return False  # it moves single matrices
         if len(self.settings.training.seeds) == 1 or choice != "auto":
             return choice == "stacked" and len(self.settings.training.seeds) > 1
-        if self.settings.model.dropout:
+        if self.settings.model.dropout or self.settings.training.scheduled_sampling:
             return False  # stacked replicates share random numbers, and a seed must fix its own
         kept = self.tokens.tape.folder / "replication" / f"{self._shape_digest()}.json"
         if not kept.exists():
@@ -286,6 +290,43 @@ class Training:
         for group in groups:
             self._take_steps(group, first, until)
         return time.perf_counter() - start
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """Why an error is one of missing memory; None when it is another."""
+    words = str(error)
+    asked = re.search(r"you tried to allocate (\d+) bytes", words)  # the CPU's; it has no type
+    if asked:
+        return f"out of memory: it needs {int(asked[1]) / 1e9:,.1f} GB more"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory: {words.splitlines()[0] if words else 'no more is left'}"
+    return None
+
+
+def no_memory(settings: Settings, why: str, last: Progress | None) -> Progress:
+    """The end of a training without memory, after its last record: all replicates failed."""
+    seeds = settings.training.seeds
+    return Progress(
+        tokens=last.tokens if last else 0,
+        budget=settings.training.training_tokens,
+        seconds=last.seconds if last else 0.0,
+        tokens_per_second=0.0,
+        loss=dict.fromkeys(seeds, PENALTY),
+        bits_per_byte=dict.fromkeys(seeds, PENALTY),
+        failures=dict.fromkeys(seeds, why),
+    )
+
+
+def staged(
+    batches: Batches | Sequences, settings: Settings, steps: int
+) -> Batches | Sequences | Staged:
+    """The batches in the order of the settings' curriculum, if there is one."""
+    training = settings.training
+    if training.curriculum == "none":
+        return batches
+    return Staged(
+        batches, measure=training.curriculum, order=training.curriculum_order, steps=steps
+    )
 
 
 def schedule(step: int, total: int, warmup: float, decay: float) -> float:

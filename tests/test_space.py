@@ -81,3 +81,9 @@ def test_a_condition_that_can_not_hold_is_one_line(when, expected):
     with pytest.raises(SmallmError, match=expected) as caught:
         space(search=search)
     assert "\n" not in str(caught.value)
+
+
+def test_a_space_is_read_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("trials: 7\nsearch: {activation: {choices: [relu, gelu]}}\n")
+    assert load_space("~/own.yaml").trials == 7

@@ -20,6 +20,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,16 @@ from smallm.ledger import (
     opened,
     search_to_resume,
 )
-from smallm.options import run_program, settings_options
+from smallm.options import PathOrUrl, run_program, settings_options
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, require_same_code, usable_cpus
 from smallm.results import METRIC, MILESTONE
 from smallm.settings import CorpusSettings, Settings
 from smallm.space import Space, load_space
+from smallm.storage import Storage, fetch_search, trying_again
 from smallm.token_tape import TokenTape
 from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
+from smallm.training import PENALTY
 
 
 def seen_here(job: dict[str, Any]) -> tuple[str, bool]:
@@ -67,7 +71,9 @@ def seen_here(job: dict[str, Any]) -> tuple[str, bool]:
 
 
 def on_shared_disk(job: dict[str, Any]) -> bool:
-    """Whether this machine sees the folder that the driver keeps the search in."""
+    """Whether this machine sees what the driver keeps the search in."""
+    if job["storage"]:
+        return True  # each machine was asked to write there
     mark = Path(job["mark"])
     return mark.is_file() and mark.read_text(encoding="utf-8") == job["marked"]
 
@@ -77,38 +83,61 @@ def opened_here(settings: Settings, folders: Folders, job: dict[str, Any]) -> To
     require_same_code(job["digest"])
     for folder, sent in job["parcels"]:
         parcels.unpack(Path(folder), map(ray.get, sent))
+    if job["storage"]:
+        storage = Storage(job["storage"])
+        for name in job["stored"]:
+            storage.fetch(name, Path(job["home"]) / name)
     return opened(settings, folders)
+
+
+@contextmanager
+def state_of(checkpoint: tune.Checkpoint | None) -> Iterator[Path | None]:
+    """Where a trial goes on from; fetched, and gone after the block, if it is in a bucket."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        state = Path(folder) / "state"
+        yield state if state.exists() else None
 
 
 def train_trial(
     config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
     """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
-    from smallm.training import Training
+    from smallm.training import Training, no_memory, out_of_memory
 
     settings = space.config(config["point"])
     tokens = opened_here(settings, folders, job)
     selection, _ = tokens.tape.heldout(space.heldout_ratios())
-    checkpoint = tune.get_checkpoint()
-    state = Path(checkpoint.path) / "state" if checkpoint else None
-    training = Training(
-        settings,
-        tokens,
-        selection=selection,
-        threads=job["threads"],
-        device=job["device"],
-        resume_from=state if state and state.exists() else None,
-    )
+    training, last, rung = None, None, 0
     shares = settings.training.evaluate_at
-    for progress in training:
-        rung = sum(share < progress.tokens / progress.budget - 1e-3 for share in shares)
-        report = results.reported(progress, rung=rung, reduction=space.reduction)
-        if report["finished"] or not on_shared_disk(job):
-            tune.report(report)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                training.save(Path(folder) / "state")
-                tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+    try:
+        with state_of(tune.get_checkpoint()) as state:
+            training = Training(
+                settings,
+                tokens,
+                selection=selection,
+                threads=job["threads"],
+                device=job["device"],
+                resume_from=state,
+            )
+        for last in training:
+            rung = sum(share < last.tokens / last.budget - 1e-3 for share in shares)
+            report = results.reported(last, rung=rung, reduction=space.reduction)
+            if report["finished"] or not on_shared_disk(job):
+                tune.report(report)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    training.save(Path(folder) / "state")
+                    checkpoint = tune.Checkpoint.from_directory(folder)
+                    trying_again(partial(tune.report, report, checkpoint=checkpoint))
+    except (MemoryError, RuntimeError) as error:
+        if not (why := out_of_memory(error)):
+            raise
+        del training  # what it holds is the next trial's
+        failed = no_memory(settings, why, last)
+        tune.report(results.reported(failed, rung=rung, reduction=space.reduction))
 
 
 @ray.remote(max_retries=2)
@@ -129,7 +158,7 @@ def train_replicate(
 
 
 class OptunaSearcher(Searcher):
-    """Optuna's TPE behind Ray Tune; stopped trials are told as pruned, failed ones as failed.
+    """Optuna's TPE behind Ray Tune; stopped trials are told as pruned, failed ones as bad.
 
     Ray's own OptunaSearch tells a stopped trial as complete with its early value.
     """
@@ -163,7 +192,8 @@ class OptunaSearcher(Searcher):
         if trial_id not in self.asked:
             return
         if error or result is None:
-            self.study.tell(self.asked.pop(trial_id), state=optuna.trial.TrialState.FAIL)
+            # It has failed three times: were it told as failed, it could be suggested again.
+            self.study.tell(self.asked.pop(trial_id), PENALTY)
             return
         self.on_trial_result(trial_id, result)
         trial = self.asked.pop(trial_id)
@@ -227,7 +257,7 @@ class Listener(tune.Callback):
         status, reason = stop_reason(
             tokens=int(last.get("tokens", 0)),
             budget=self.space.config(trial.config["point"]).training.training_tokens,
-            diverged=bool(last.get("failure")),
+            failure=last.get("failure", ""),
             error=error,
         )
         self.tracker.end_run(f"trial/{trial.trial_id}", status=status, reason=reason)
@@ -250,10 +280,18 @@ def make_tuner(
     trainable = tune.with_resources(
         tune.with_parameters(trial, space=space, folders=folders, job=job), resources
     )
-    path = folder / "tune"
-    if tune.Tuner.can_restore(str(path)):
+    root, filesystem = str(folder), None
+    if ledger.storage:
+        root = ledger.storage.path(f"searches/{folder.name}")
+        filesystem = ledger.storage.filesystem
+    path = f"{root}/tune"
+    if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
         tuner = tune.Tuner.restore(
-            str(path), trainable, resume_unfinished=True, resume_errored=True
+            path,
+            trainable,
+            resume_unfinished=True,
+            resume_errored=True,
+            storage_filesystem=filesystem,
         )
         # Ray offers no public way to give a restored Tuner live callbacks.
         tuner._local_tuner._run_config.callbacks = [listener]
@@ -278,7 +316,8 @@ def make_tuner(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder),
+            storage_path=root,
+            storage_filesystem=filesystem,
             callbacks=[listener],
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
@@ -375,37 +414,69 @@ def nodes() -> list[dict[str, Any]]:
 
 def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
     """Waits for the machines of the cluster file, and names those that do not come, and why."""
-    listed, deadline = cluster.listed_machines(), time.monotonic() + patience
+    listed, fewest = cluster.listed_machines(), cluster.least_machines()
+    deadline = time.monotonic() + patience
     while True:
         joined = [node["NodeManagerAddress"] for node in nodes()]
         missing = cluster.missing_machines(listed, joined)
-        if not missing or time.monotonic() > deadline:
+        if (not missing and (listed or len(joined) >= fewest)) or time.monotonic() > deadline:
             break
         time.sleep(1)
     for address, why in missing:
         say(f"{address} has not joined ({why}); the search goes on without it")
+    if not listed and len(joined) < fewest:
+        say(
+            f"only {len(joined)} of the {fewest} machines that the cluster starts with have joined "
+            f"in {patience:.0f} s; trials take what these have (wait longer with --wait)"
+        )
 
 
-def seen_everywhere(job: dict[str, Any]) -> list[cluster.Seen]:
-    """What every machine tells of itself."""
-    asked = []
+def on_every_machine(
+    asked: Callable[..., Any], *given: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What every machine answers, by its address; one that dies meanwhile is named."""
+    waiting = {}
     for node in nodes():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task = ray.remote(seen_here).options(num_cpus=0, scheduling_strategy=there)
-        asked.append((node["NodeManagerAddress"], task.remote(job)))
-    try:
-        return [cluster.Seen(address, *ray.get(answer)) for address, answer in asked]
-    except ray.exceptions.RayError as error:
-        raise SmallmError(f"a machine of the cluster fails: {in_one_line(error)}") from error
+        task = ray.remote(asked).options(num_cpus=0, scheduling_strategy=there)
+        waiting[node["NodeManagerAddress"]] = task.remote(*given)
+    answers = {}
+    for address, answer in waiting.items():
+        try:
+            answers[address] = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            if address not in [node["NodeManagerAddress"] for node in nodes()]:
+                say(f"{address} has left; the search goes on without it")
+                continue
+            why = in_one_line(getattr(error, "cause", None) or error)
+            raise SmallmError(f"{address}, a machine of the cluster, fails: {why}") from error
+    return answers
 
 
-def make_job(space: Space, folders: Folders, mark: Path) -> dict[str, Any]:
+def reaches(uri: str, mark: str) -> None:
+    """Raises SmallmError where this machine cannot use the storage of the driver."""
+    Storage(uri).check(mark)
+
+
+def make_job(
+    space: Space,
+    folders: Folders,
+    mark: Path,
+    *,
+    home: Path,
+    storage: Storage | None,
+    say: Callable[[str], None],
+    per_gpu: int = 4,
+) -> dict[str, Any]:
     """What every trial must know: resources, threads, device, code digest, where its data are.
 
-    The mark is a file of the driver's own: machines that do not see it get the data sent.
+    The mark is a file of the driver's own: machines that do not see it get the data sent, unless
+    there is a storage to fetch them from.
     """
     total = ray.cluster_resources()
-    resources = results.trial_resources(cpus=total.get("CPU", 1), gpus=total.get("GPU", 0))
+    resources = results.trial_resources(
+        cpus=total.get("CPU", 1), gpus=total.get("GPU", 0), models_per_gpu=per_gpu
+    )
     machines = [node["Resources"] for node in nodes()]
     slots = results.slots(resources, machines)
     if not slots:
@@ -421,9 +492,18 @@ def make_job(space: Space, folders: Folders, mark: Path) -> dict[str, Any]:
         "mark": str(mark),
         "marked": mark.read_text(encoding="utf-8"),
         "parcels": [],
+        "home": str(home),
+        "storage": storage.uri if storage else None,
+        "stored": [
+            str(folder.relative_to(home)) for folder in parcels.folders_of(folders.values())
+        ],
     }
-    seen = seen_everywhere(job)
+    asked = on_every_machine(seen_here, job, say=say)
+    seen = [cluster.Seen(address, *answer) for address, answer in asked.items()]
     cluster.require_same_code(seen, job["digest"])
+    if storage:
+        with storage.marked() as mark_there:
+            on_every_machine(reaches, storage.uri, mark_there, say=say)
     job["shared"] = all(each.shared for each in seen)
     if not job["shared"]:
         job["parcels"] = [
@@ -443,9 +523,17 @@ def measured_speed(space: Space, folders: Folders, job: dict[str, Any]) -> plan.
     return plan.calibrate(settings, tokens, selection, **place)
 
 
-def dry_run(home: Path, space: Space, corpus: CorpusSettings, uri: str, patience: float) -> None:
+def dry_run(
+    home: Path,
+    space: Space,
+    corpus: CorpusSettings,
+    uri: str,
+    patience: float,
+    storage: Storage | None,
+    per_gpu: int,
+) -> None:
     """Prints the plan of a search; only the corpus that it builds stays, for the search."""
-    tape, folders = built_corpus(corpus, space, home=home)
+    tape, folders = built_corpus(corpus, space, home=home, storage=storage)
     heldout = sum(tape.bytes(part) for part in tape.heldout(space.heldout_ratios()))
     with tempfile.TemporaryDirectory(prefix=".plan-", dir=home) as folder:
         mark = Path(folder) / "mark"
@@ -453,7 +541,8 @@ def dry_run(home: Path, space: Space, corpus: CorpusSettings, uri: str, patience
         try:
             if start_ray():
                 wait_for_machines(patience, print)
-            job = make_job(space, folders, mark)
+            place = {"home": home, "storage": storage, "say": print}
+            job = make_job(space, folders, mark, per_gpu=per_gpu, **place)
             speed = ray.get(with_resources(measured_speed, job).remote(space, folders, job))
             machines = [node["NodeManagerAddress"] for node in nodes()]
         except ray.exceptions.RayError as error:
@@ -463,11 +552,11 @@ def dry_run(home: Path, space: Space, corpus: CorpusSettings, uri: str, patience
     planned = plan.Plan(space, speed, job["concurrent"], heldout)
     for line in planned.lines(job["resources"], machines):
         print(line)
-    for line in plan.places(home, uri, shared=job["shared"]):
+    for line in plan.places(home, uri, storage=job["storage"], shared=job["shared"]):
         print(line)
 
 
-def run(ledger: Ledger, patience: float) -> int:
+def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
     """Searches, confirms, crowns, reports; gives the exit code."""
     ledger.build_corpus()
     start = time.perf_counter()
@@ -475,7 +564,9 @@ def run(ledger: Ledger, patience: float) -> int:
     try:
         if start_ray():
             wait_for_machines(patience, ledger.say)
-        job = make_job(ledger.space, ledger.folders, ledger.folder / "search.json")
+        mark = ledger.folder / "search.json"
+        place = {"home": ledger.home, "storage": ledger.storage, "say": ledger.say}
+        job = make_job(ledger.space, ledger.folders, mark, per_gpu=per_gpu, **place)
         if not job["shared"]:
             ledger.say(plan.NOT_SHARED)
         ledger.display.concurrent = job["concurrent"]
@@ -534,7 +625,21 @@ def run(ledger: Ledger, patience: float) -> int:
     show_default=True,
     help="Seconds that listed machines of a cluster have to join.",
 )
+@click.option(
+    "--trials-per-gpu",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Trials that share a GPU; small models leave most of one idle.",
+)
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
+@click.option(
+    "--storage",
+    type=PathOrUrl(),
+    envvar="SMALLM_STORAGE",
+    help="A folder that all machines share, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER: tapes, "
+    "checkpoints and results are kept there. [default: SMALLM_STORAGE]",
+)
 def main(
     given: dict[str, Any],
     space: str,
@@ -543,6 +648,8 @@ def main(
     dry: bool,
     wait: float,
     resume: str | None,
+    storage: str | None,
+    trials_per_gpu: int,
     **sizes: Any,
 ) -> None:
     """Search settings of a SmaLLM on a corpus, confirm the best, crown and compare a champion.
@@ -550,20 +657,25 @@ def main(
     Settings given as flags or in --config are fixed for all trials.
     """
     home = open_home()
+    shared = Storage(storage) if storage else None
+    if shared:
+        shared.check()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
     if resume:
+        if shared:
+            fetch_search(shared, home, resume)
         folder = search_to_resume(home, resume)
     else:
         searched, corpus = asked_for(load_space(space), given, **sizes)
         if dry:
-            dry_run(home, searched, corpus, uri, wait)
+            dry_run(home, searched, corpus, uri, wait, shared, trials_per_gpu)
             return
         others = [] if compare_with == "none" else names_in(compare_with)
         folder = new_search(home, searched, corpus, name=name, baselines=others)
-    ledger = Ledger(folder, uri=uri)
+    ledger = Ledger(folder, uri=uri, storage=shared)
     patience = 5  # seconds that MLflow gets to record the rest, where the search failed
     try:
-        code = run(ledger, wait)
+        code = run(ledger, wait, trials_per_gpu)
         patience = 60
         sys.exit(code)
     finally:

@@ -184,6 +184,10 @@ class Hosts:
     def __exit__(self, *_):
         self.laptop.kill()
 
+    def connect(self, host, state):
+        """Cuts a host off the network, by `down`, or connects it again, by `up`."""
+        self.laptop.run("ip", "link", "set", f"to-{host.name}", state)
+
     def _host(self, name, number):
         host = Host(name, self.folder, inside=self.laptop, number=number)
         link = f"to-{name}"
@@ -207,6 +211,9 @@ class Hosts:
             "HostKey": place / "host_key",
             "AuthorizedKeysFile": place / "authorized_keys",
             "PermitRootLogin": "prohibit-password",
+            "AuthenticationMethods": "publickey",
+            "PasswordAuthentication": "no",
+            "KbdInteractiveAuthentication": "no",
             "StrictModes": "no",
             "UsePAM": "no",
             "MaxStartups": "100",

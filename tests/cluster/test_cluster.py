@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from .conftest import FEW
 from .hosts import HOME, NETWORK
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+CUT_OFF = 30  # seconds
 
 SPACE = """
 trials: 6
@@ -33,7 +36,7 @@ print('registered', version.tags['smallm.search'], version.run_id, folder)
 """
 SHOWN = """python -c "
 import json, mlflow, pathlib
-folder = pathlib.Path('~/.smallm/runs/searches/survivor').expanduser()
+folder = pathlib.Path('~/.smallm/runs/searches/NAME').expanduser()
 result = json.loads((folder / 'result.json').read_text())
 client = mlflow.MlflowClient()
 runs = client.search_runs([client.get_experiment_by_name('smallm').experiment_id])
@@ -124,9 +127,67 @@ def test_the_check_names_what_keeps_a_machine_from_joining(cluster, laptop):
     assert "the token of the cluster is missing: `ray get-auth-token --generate`" in said
 
 
+def submitted(laptop, name, *arguments):
+    """A search that goes on while the test does something to its machines."""
+    submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *arguments]
+    return laptop.start(*submit, "--compare-with", "none", "--name", name)
+
+
+def on(host, command):
+    """Runs what a person of the cluster would type on a machine."""
+    host.run("bash", "-c", f". ~/.smallm/source/clusters/environment.sh\n{command}")
+
+
+def result_of(laptop, name):
+    """The result of a search on the head; nothing of it is lost, and no run is there twice."""
+    shown = laptop("ray", "exec", "cluster.yaml", SHOWN.replace("NAME", name))
+    result = json.loads(shown.partition("RESULT" * 2)[2].splitlines()[0])
+    assert [trial["number"] for trial in result["trials"]] == list(range(6))
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+    keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
+    keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
+    assert result["keys"] == sorted(keys)  # of the runs in MLflow
+    return result
+
+
+def test_a_late_machine_is_used_and_one_that_is_cut_off_costs_nothing(cluster, laptop):
+    head, cut, late = cluster.hosts
+    on(late, "ray stop --force")
+    search = submitted(laptop, "late", *SEARCH)
+    said, joined, gone = [], False, None
+    for line in search.stdout:
+        said.append(line)
+        if " rung 1/" in line and not joined:
+            on(late, f"ray start --address={head.address}:6379 {FEW}")
+            joined = True
+        elif " rung 1/" in line and gone is None:
+            cluster.connect(cut, "down")
+            gone = time.monotonic()
+        if gone and time.monotonic() > gone + CUT_OFF:
+            cluster.connect(cut, "up")
+    cluster.connect(cut, "up")
+    assert search.wait() == 0, "".join(said)
+    result = result_of(laptop, "late")
+    assert late.address in {trial["machine"] for trial in result["trials"]}, "".join(said)
+    assert gone
+
+
+def test_a_search_goes_on_after_its_head_was_started_anew(cluster, laptop):
+    search = submitted(laptop, "anew", *SEARCH)
+    for line in search.stdout:
+        if " rung 2/" in line:
+            break
+    on(cluster.hosts[0], "pkill -9 -f [s]earch.py; ray stop --force")
+    search.stdout.read()
+    assert search.wait() != 0
+    laptop("ray", "up", "--yes", "cluster.yaml")
+    submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", "--resume", "anew"]
+    laptop(*submit, "--compare-with", "none")
+    result_of(laptop, "anew")
+
+
 def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop):
-    submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *SEARCH]
-    search = laptop.start(*submit, "--compare-with", "none", "--name", "survivor")
+    search = submitted(laptop, "survivor", *SEARCH)
     lines = []
     for line in search.stdout:
         lines.append(line)
@@ -134,13 +195,7 @@ def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop):
             cluster.hosts[2].kill()
     said = "".join(lines)
     assert search.wait() == 0, said
-    shown = laptop("ray", "exec", "cluster.yaml", SHOWN).partition("RESULT" * 2)[2]
-    result = json.loads(shown.splitlines()[0])
-    assert len(result["trials"]) == 6
-    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
-    keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
-    keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
-    assert result["keys"] == sorted(keys)  # of the runs in MLflow: none is missing, none twice
+    result_of(laptop, "survivor")
 
 
 def wait_for_port(host, port, patience=60):

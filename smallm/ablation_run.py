@@ -1,0 +1,199 @@
+"""An ablation as a person starts it: all arms trained, held against the control, recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smallm import significance
+from smallm.ablation_section import ablation_section
+from smallm.ablations import ablation
+from smallm.page import page
+from smallm.recorded_run import RecordedRun
+from smallm.scoring import Scores, score
+from smallm.settings import Settings
+from smallm.tape import Slice
+from smallm.token_tape import TokenTape
+from smallm.training import Training
+
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An arm with the scores of its replicates on the selection slice."""
+
+    settings: Settings
+    scores: tuple[Scores, ...]
+    """One for each seed."""
+    failures: Mapping[int, str]
+    """Why a replicate ended early, by seed: such an arm is not compared."""
+    seconds: float
+    tokens: int
+    """Of each replicate."""
+
+    @property
+    def nll(self) -> NDArray[np.float64]:
+        """(seeds, documents), in nats."""
+        return np.stack([each.nll for each in self.scores])
+
+
+def train_arm(
+    settings: Settings, tokens: TokenTape, selection: Slice, *, threads: int, device: str
+) -> Trained:
+    """Trains all replicates of an arm and scores them in fp32 on the whole selection slice."""
+    once = settings.replace(evaluate_at=[1.0], evaluation_bytes=1)
+    start = time.perf_counter()
+    training = Training(once, tokens, selection=selection, threads=threads, device=device)
+    *_, last = training
+    seconds = time.perf_counter() - start
+    window = settings.model.window
+    scores = tuple(
+        score(training.trained(seed), tokens, selection, window=window)
+        for seed in settings.training.seeds
+    )
+    return Trained(settings, scores, last.failures, seconds, last.tokens)
+
+
+def ablation_record(name: str, arms: Mapping[str, Trained]) -> dict[str, Any]:
+    """What the arms reached and how they differ from the control, the first of them."""
+    chosen = ablation(name)
+    control = arms[chosen.control]
+    sizes = control.scores[0].bytes
+    rows = []
+    for arm, trained in arms.items():
+        row: dict[str, Any] = {
+            "name": arm,
+            "changes": dict(chosen.arms[arm]),
+            "seeds": list(trained.settings.training.seeds),
+            "seconds": trained.seconds,
+        }
+        if trained.failures:
+            row["reason"] = "; ".join(f"seed {s}: {why}" for s, why in trained.failures.items())
+        else:
+            interval = significance.multi_bootstrap(trained.nll, sizes, seed=BOOTSTRAP_SEED)
+            row["bits_per_byte"] = asdict(interval) | {
+                "per_seed": {
+                    str(seed): scores.bits_per_byte
+                    for seed, scores in zip(row["seeds"], trained.scores, strict=True)
+                }
+            }
+        if arm != chosen.control and not trained.failures and not control.failures:
+            row |= _against_control(arm, trained, chosen.control, control)
+        rows.append(row)
+    return {
+        "ablation": name,
+        "question": chosen.question,
+        "control": chosen.control,
+        "tokens": control.tokens,
+        "slice": "selection",
+        "bytes": int(sizes.sum()),
+        "documents": len(sizes),
+        "settings": {
+            key: value
+            for key, value in control.settings.flat().items()
+            if key not in chosen.varied and key != "seeds"
+        },
+        "arms": rows,
+        "conclusion": _conclusion(rows, chosen.control),
+    }
+
+
+def _against_control(
+    name: str, arm: Trained, control_name: str, control: Trained
+) -> dict[str, Any]:
+    sizes = control.scores[0].bytes
+    comparison = significance.compare(arm.nll, control.nll, sizes, seed=BOOTSTRAP_SEED)
+    names = (f"“{name}”", f"“{control_name}”")
+    words = significance.sentence(comparison, *names, source="this ablation")
+    return {
+        "better_by": asdict(comparison.difference),
+        "real": comparison.real,
+        "sentence": words[0].upper() + words[1:],
+    }
+
+
+def _conclusion(rows: list[dict[str, Any]], control: str) -> list[str]:
+    """A sentence for each arm, and a warning when there are many."""
+    failed = [
+        f"“{row['name']}” did not train to its end ({row['reason']}): it is not compared."
+        for row in rows
+        if "reason" in row
+    ]
+    found = [row["sentence"] for row in rows if "sentence" in row]
+    if not found and any(row["name"] == control and "reason" in row for row in rows):
+        failed.append("Without its control this ablation says nothing.")
+    if len(found) > 2:
+        found.append(
+            f"{len(found)} arms meet one control: of so many, one may look different by chance."
+        )
+    return found + failed
+
+
+class AblationRun(RecordedRun):
+    """The folder and the MLflow run of one ablation."""
+
+    kind = "ablation"
+
+    def keep(self, name: str, arm: str, trained: Trained) -> None:
+        """Records an arm in MLflow as soon as it is trained."""
+        key = f"{self.kind}/{arm}"
+        self.tracker.start_run(
+            key,
+            name=arm,
+            parent=self.kind,
+            params=trained.settings.flat(),
+            tags={"smallm.kind": "arm", "smallm.ablation": name},
+        )
+        figures = {
+            f"selection/bits_per_byte/seed_{seed}": scores.bits_per_byte
+            for seed, scores in zip(trained.settings.training.seeds, trained.scores, strict=True)
+            if seed not in trained.failures
+        }
+        self.tracker.log(key, figures, step=trained.tokens)
+        reason = "; ".join(trained.failures.values()) or "trained"
+        self.tracker.end_run(
+            key, status="FAILED" if trained.failures else "FINISHED", reason=reason
+        )
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Writes the record and its page, with the figures of the comparisons."""
+        for row in record["arms"]:
+            if "better_by" in row:
+                ends = {f"better_by/{row['name']}/{end}": v for end, v in row["better_by"].items()}
+                self.tracker.log(self.kind, ends, step=0)
+        facts = [
+            f"{record['tokens']:,} tokens a replicate",
+            f"{record['bytes']:,} bytes of the selection slice",
+        ]
+        title = f"Ablation {record['ablation']}"
+        self.write(record, page(title, facts, {"Result": ablation_section(record)}))
+
+
+def run(
+    name: str,
+    arms: Mapping[str, Settings],
+    tokens_of: Callable[[Settings], TokenTape],
+    recorded: AblationRun,
+    *,
+    selection: Slice,
+    threads: int,
+    device: str,
+) -> dict[str, Any]:
+    """Trains the arms one after another, records them, gives the record."""
+    trained = {}
+    for place, (arm, settings) in enumerate(arms.items(), start=1):
+        found = train_arm(settings, tokens_of(settings), selection, threads=threads, device=device)
+        trained[arm] = found
+        recorded.keep(name, arm, found)
+        bits = np.mean([each.bits_per_byte for each in found.scores])
+        shown = "failed" if found.failures else f"{bits:.3f} bits per byte"
+        recorded.tell(f"arm {place}/{len(arms)}, {arm}: {shown} in {found.seconds:.0f} s")
+    record = ablation_record(name, trained)
+    recorded.finish(record)
+    return record

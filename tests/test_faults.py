@@ -1,0 +1,103 @@
+"""What fails while a search runs: a worker, its memory, its disk. Nothing done is lost or doubled.
+
+The driver's death and an outage of MLflow are in test_search.py, those of machines in cluster/.
+"""
+
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from test_search import (
+    SPACE,
+    expected_keys,
+    finish,
+    keys_of,
+    local_uri,
+    only_search,
+    read_until,
+    runs_of,
+    start,
+)
+from test_search import place as place
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
+
+
+def trials_of(process):
+    """Processes of trials in the Ray that a search has started."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [each for each in below if each.name().startswith("ray::ImplicitFunc")]
+
+
+def check_nothing_is_lost_or_doubled(place):
+    _, result = only_search(place)
+    assert result["champion"]
+    assert [trial["number"] for trial in result["trials"]] == [0, 1, 2, 3, 4]
+    client, runs = runs_of(local_uri(place))
+    assert keys_of(runs) == expected_keys(result)
+    by_key = {run.data.tags["smallm.key"]: run for run in runs}
+    for trial in result["trials"]:
+        run = by_key[f"trial/{trial['id']}"]
+        series = client.get_metric_history(run.info.run_id, "bits_per_byte")
+        assert [point.step for point in series] == [point["tokens"] for point in trial["curve"]]
+        assert len(series) == len(set(point.step for point in series))
+    return result
+
+
+def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(place):
+    (place / "longer.yaml").write_text(SPACE % 60_000)
+    process = start(place, "--space", "longer.yaml")
+    read_until(process, "trial 0 rung 1/3")
+    killed = trials_of(process)
+    assert killed
+    for worker in killed:
+        worker.send_signal(signal.SIGKILL)
+    output = finish(process)
+    result = check_nothing_is_lost_or_doubled(place)
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+    assert output.count("trial 0 rung 1/3") == 0  # it was before the kill, and is not repeated
+
+
+def test_a_trial_without_memory_fails_with_its_reason_and_the_search_goes_on(place):
+    greedy = (SPACE % 4608).replace("hidden: 16, ", "") + "  hidden: {choices: [16, 1000000000]}\n"
+    (place / "greedy.yaml").write_text(greedy)
+    output = finish(start(place, "--space", "greedy.yaml"))
+    result = check_nothing_is_lost_or_doubled(place)
+    failed = [trial for trial in result["trials"] if trial["settings"]["hidden"] > 16]
+    assert failed
+    for trial in failed:
+        assert trial["status"] == "failed"
+        assert "out of memory: it needs" in trial["reason"]
+        assert trial["bits_per_byte"] is None
+    assert "out of memory" in output
+    assert "Traceback" not in output
+    assert result["finalists"][0]["settings"]["hidden"] == 16
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(place, tmp_path):
+    """The search goes on, or ends with one line and goes on with --resume."""
+    disk = tmp_path / "home"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        process = start(place, "--space", "long.yaml")
+        read_until(process, "rung 1/3")
+        filler = disk / "filler"
+        fill = ["dd", "if=/dev/zero", f"of={filler}", "bs=4k"]
+        assert b"No space left" in subprocess.run(fill, capture_output=True, check=False).stderr
+        time.sleep(8)
+        filler.unlink()
+        output, _ = process.communicate(timeout=240)
+        assert "Traceback" not in output
+        if process.returncode:
+            last = output.strip().splitlines()[-1]
+            assert last.startswith("error: ")
+            assert "space left" in last
+            finish(start(place, "--resume"))
+        check_nothing_is_lost_or_doubled(place)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
