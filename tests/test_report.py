@@ -68,6 +68,11 @@ def point(tokens, mean, noise):
         "seconds": 52e-6 * tokens,
         "mean": sum(per_seed.values()) / len(per_seed),
         "per_seed": per_seed,
+        "activity": {
+            "dead_units": 1e4 / tokens,
+            "saturated_units": 0.4,
+            "mean_activation": 0.1,
+        },
     }
 
 
@@ -256,6 +261,44 @@ def written(result, folder):
     return path.read_bytes()
 
 
+def inside():
+    """What the pictures of a champion are drawn from; its words are markup."""
+    rng = random.Random(1)
+    words = [f"word{number}&<b>" for number in range(60)]
+    trust = {"5": 0.91, "15": 0.87}
+    return {
+        "name": "the champion of quick <1>",
+        "words": {
+            "words": words,
+            "places": [[rng.gauss(0, 9), rng.gauss(0, 9)] for _ in words],
+            "trustworthiness": {"t-SNE": trust, "PCA": trust, "shuffled": {"5": 0.5, "15": 0.49}},
+        },
+        "attention": {
+            "tokens": ["<|endoftext|>", "Neural", "networks"],
+            "weights": [[[[1, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]]] * 4] * 2,
+        },
+        "neighbors": {"learning": [[word, 0.5] for word in words[:5]]},
+    }
+
+
+def test_the_champion_is_looked_into(result, tmp_path):
+    record = small(result, pictures=inside())
+    found = Page(written(record, tmp_path).decode())
+    assert "Inside the champion" in found.text
+    assert "shuffled 0.50 at 5, 0.49 at 15" in found.text
+    assert "word4&<b> 0.50" in found.text
+    for _, attributes in found.elements:
+        link = attributes.get("xlink:href", "#")
+        assert link.startswith(("#", "data:image/png;base64,"))  # the cells of attention maps
+    write_plots(record, tmp_path / "plots")
+    names = {path.stem for path in (tmp_path / "plots").iterdir()}
+    assert names >= {"embeddings", "attention", "attention_heads", "activations"}
+    without = small(result, pictures=inside() | {"words": None, "neighbors": {}})
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "plots").rename(tmp_path.with_name("plots-elsewhere"))
+    assert "Nearest words" not in Page(written(without, tmp_path).decode()).text
+
+
 def test_every_plot_is_also_a_picture_file(result, tmp_path):
     write_plots(result, tmp_path)
     for plot in draw_plots(result):
@@ -360,6 +403,7 @@ def test_each_plot_has_title_caption_alternative_text_and_axes_with_units(drawn)
         "finalist_seeds",
         "reference_models",
         "learning_curves",
+        "activations",
         "importance",
         *(f"setting_{name}" for name in SEARCHED),
     ]
@@ -459,6 +503,7 @@ def test_a_search_of_failed_or_early_trials_only_is_reported(result, tmp_path):
     assert [plot.name for plot in draw_plots(failed)] == [
         "reference_models",
         "learning_curves",
+        "activations",
         "importance",
     ]
 

@@ -117,6 +117,11 @@ def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place
     assert (folder / "report.html").stat().st_size > 10_000
     assert (folder / "plots" / "learning_curves.svg").exists()
     assert len(pd.read_csv(folder / "leaderboard.csv")) >= 5
+    assert all(point["activity"] for trial in result["trials"] for point in trial["curve"])
+    assert (folder / "plots" / "activations.svg").exists()
+    assert (folder / "plots" / "embeddings.svg").exists()
+    assert (folder / "champion" / "word-map.json").exists()
+    assert "Inside the champion" in (folder / "report.html").read_text()
 
     client, runs = runs_of(local_uri(place))
     beside = ["search/champion", "search/pretrained"]
@@ -134,6 +139,8 @@ def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place
             series = client.get_metric_history(run.info.run_id, f"bits_per_byte/seed_{seed}")
             assert len(series) == len(trial["curve"])
             assert series[-1].value == pytest.approx(bits)
+            dead = client.get_metric_history(run.info.run_id, f"dead_units/seed_{seed}")
+            assert len(dead) == len(trial["curve"])
         wanted = "FINISHED" if trial["status"] == "completed" else "KILLED"
         assert run.info.status == wanted
     champion = client.get_model_version_by_alias("smallm", "champion")
