@@ -241,7 +241,7 @@ def test_a_search_killed_in_the_middle_resumes_into_the_same_runs(
         "tracker = open_tracker(Path(sys.argv[2]), sys.argv[3])\n"
         "tracker.start_run('search', name='quick-1', params={'space': 'quick'}, tags={})\n"
         "record_trial(tracker, 0, range(100, 400, 100))\n"
-        "while not tracker._journal._positions: time.sleep(0.01)\n"
+        f"while not Path(sys.argv[2], {POSITION_NAME!r}).exists(): time.sleep(0.01)\n"
         "record_trial(tracker, 1, range(100, 300, 100))\n"
         "os.kill(os.getpid(), 9)\n"
     )
