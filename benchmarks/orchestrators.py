@@ -111,6 +111,7 @@ def _reports_of_smallm(config: dict[str, Any], **given: Any) -> None:
 
     from smallm import results
     from smallm.training import Progress
+    from tune.search import packed
 
     space = given["space"]
     settings = space.config(config["point"])
@@ -118,7 +119,7 @@ def _reports_of_smallm(config: dict[str, Any], **given: Any) -> None:
     for rung, share in enumerate(shares):
         scored = {42: value(settings.training.learning_rate, share)}
         progress = Progress(round(share * budget), budget, 0.0, 0.0, scored, scored, {})
-        tune.report(results.reported(progress, rung=rung, reduction=space.reduction))
+        tune.report(packed(results.reported(progress, rung=rung, reduction=space.reduction)))
 
 
 def plain_tune(folder: Path, trials: int, reports: int, *, mlflow: bool) -> dict[str, Any]:

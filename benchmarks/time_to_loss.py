@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smallm.hardware import autocast
 from smallm.settings import Settings
 from smallm.tape import Slice, Tape
 from smallm.token_tape import TokenTape
@@ -162,15 +163,15 @@ def ours(
     settings = Settings.from_flat({**RECIPE, **changes, "seeds": [seed]})
     training = Training(settings, characters, selection=Slice("validation", 1, 2), threads=threads)
     (progress,) = training
-    core, bf16 = training.trained(seed), training.bf16
-    loss = validation_loss(lambda ids: core(ids), core, characters.validation, bf16=bf16)
+    core, dtype = training.trained(seed), training.dtype
+    loss = validation_loss(lambda ids: core(ids), core, characters.validation, dtype)
     seconds = progress.tokens / progress.tokens_per_second
     return seconds, loss, progress.bits_per_byte[seed] * math.log(2)
 
 
 @torch.no_grad()
 def validation_loss(
-    logits_of: Callable[[Tensor], Tensor], model: nn.Module, text: Ids, *, bf16: bool
+    logits_of: Callable[[Tensor], Tensor], model: nn.Module, text: Ids, dtype: torch.dtype
 ) -> float:
     """Nats per character of the whole text, in blocks that know nothing of each other."""
     model.eval()
@@ -180,7 +181,7 @@ def validation_loss(
     targets = ids[1 : count * BLOCK + 1].view(count, BLOCK)
     total = 0.0
     for some, gold in zip(inputs.split(ROWS), targets.split(ROWS), strict=True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with autocast(torch.device("cpu"), dtype):
             logits = logits_of(some)
         total += F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
     model.train()
@@ -264,7 +265,10 @@ def watch(model: nn.Module, characters: Characters, *, every: int) -> Any:
                 return
             self.seconds += time.perf_counter() - self.start
             loss = validation_loss(
-                lambda ids: model(input_ids=ids).logits, model, characters.validation, bf16=False
+                lambda ids: model(input_ids=ids).logits,
+                model,
+                characters.validation,
+                torch.float32,
             )
             print(f"{state.global_step:>13} {self.seconds:>8.2f} {loss:>7.4f}", flush=True)
             control.should_training_stop = loss <= GOAL_LOSS

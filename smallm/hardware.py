@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import torch
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TENSOR_CORES = (7, 0)  # the compute capability from which fp16 is faster on a GPU
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """The half precision that makes matrix products faster here; fp32 where there is none."""
+    if has_bf16(device):
+        return torch.bfloat16
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= TENSOR_CORES:
+        return torch.float16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which matrix products are computed in a type; in fp32 it changes nothing."""
+    half = dtype != torch.float32
+    return torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half)
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """The name of a type of matrix products."""
+    return next(name for name, each in PRECISIONS.items() if each == dtype)
+
 
 def has_bf16(device: torch.device) -> bool:
     """Whether matrix products in bf16 run in hardware; emulated they are 20 times slower."""

@@ -26,6 +26,7 @@ from smallm.embeddings import WORD_MAP, word_map
 from smallm.errors import SmallmError, in_one_line
 from smallm.evaluation_run import keep_temperatures, track_models
 from smallm.files import read_json, whole_folder, write_json
+from smallm.hardware import precision_of
 from smallm.pictures import model_record
 from smallm.predictors import Predictor
 from smallm.predictors.loading import load_predictor
@@ -39,7 +40,7 @@ from smallm.tape import Tape
 from smallm.tape_building import build_tape, tape_folder
 from smallm.token_tape import TokenTape, tokenize_tape, tokens_folder
 from smallm.tracking import CHAMPION_URI, Tracker
-from smallm.training import uses_bf16
+from smallm.training import product_dtype
 
 WRITTEN = ("result.json", "leaderboard.csv", "report.html", "plots")
 PROMPTS = 4  # of the default ones, that every model continues at the end of a search
@@ -158,7 +159,9 @@ class Ledger:
             "space": self.space.name,
             "corpus": results.corpus_record(self.tape, self.space.heldout_ratios()),
             "hardware": hardware(
-                cpus=cpus, gpus=gpus, bf16=uses_bf16(self.default, vocabulary, device)
+                cpus=cpus,
+                gpus=gpus,
+                precision=precision_of(product_dtype(self.default, vocabulary, device)),
             ),
             "settings": {k: v for k, v in self.default.flat().items() if k not in names},
             "searched": names,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from smallm.models.transformer import BASE_WIDTH
@@ -58,9 +59,10 @@ def _filled(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def take_step(optimizers: Iterable[Optimizer], factor: float) -> None:
-    """One step of all at a factor of their peak learning rates."""
+def take_step(optimizers: Iterable[Optimizer], factor: float, scaler: GradScaler) -> None:
+    """One step of all at a factor of their peak learning rates; none where fp16 overflowed."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group[PEAK] * factor
-        optimizer.step()
+        scaler.step(optimizer)
+    scaler.update()

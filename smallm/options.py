@@ -63,6 +63,17 @@ class PathOrUrl(click.ParamType[str]):
         return [CompletionItem(incomplete, type="file")]
 
 
+def storage_option(what: str) -> Callable[[Command], Command]:
+    """The option of programs that keep `what` in one storage for all machines."""
+    return click.option(
+        "--storage",
+        type=PathOrUrl(),
+        envvar="SMALLM_STORAGE",
+        help="A folder that all machines share, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER: "
+        f"{what} kept there. [default: SMALLM_STORAGE]",
+    )
+
+
 class Temperature(click.ParamType[float | str]):
     """A number from 0 up, or `fitted`: the temperature that makes the model's text most likely."""
 

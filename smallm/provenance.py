@@ -38,7 +38,7 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def hardware(*, cpus: int, gpus: int, bf16: bool) -> dict[str, object]:
+def hardware(*, cpus: int, gpus: int, precision: str) -> dict[str, object]:
     """What the figures were measured on, for the result record."""
     import torch
 
@@ -47,5 +47,5 @@ def hardware(*, cpus: int, gpus: int, bf16: bool) -> dict[str, object]:
         "cpus": cpus,
         "gpus": gpus,
         "torch": torch.__version__,
-        "precision": "bf16" if bf16 else "fp32",
+        "precision": precision,
     }

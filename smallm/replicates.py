@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
+from smallm.hardware import autocast
 from smallm.losses import loss_of
 from smallm.models import architecture
 from smallm.optimizers import optimizers_of, take_step
@@ -19,6 +21,7 @@ from smallm.scheduled_sampling import with_guesses
 from smallm.settings import Settings
 
 State = dict[str, Tensor]
+SCALE = ("scale", "_growth_tracker")  # what the loss is multiplied by in fp16, and its age
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
 
 
@@ -30,13 +33,20 @@ class Group:
     """
 
     def __init__(
-        self, settings: Settings, vocabulary: int, seeds: Sequence[int], device: torch.device
+        self,
+        settings: Settings,
+        vocabulary: int,
+        seeds: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.seeds = list(seeds)
         self.stacked = len(self.seeds) > 1
         self.clip = settings.training.clip
         self.loss = loss_of(settings.training)
         self.device = device
+        self.dtype = dtype
+        self.scaler = GradScaler(device.type, enabled=dtype == torch.float16)
         build = architecture(settings.model.architecture)
         cores = []
         with torch.random.fork_rng(devices=[]):  # modules draw weights that nobody uses
@@ -61,7 +71,6 @@ class Group:
         targets: Tensor,
         *,
         factor: float,
-        bf16: bool,
         noise: int,
         guessed: float = 0.0,
     ) -> Tensor:
@@ -69,12 +78,13 @@ class Group:
 
         It is taken at a factor of the peak learning rates, with a share of the inputs `guessed`.
 
-        The logits stay in bf16 on their way into the loss. `noise` seeds dropout and guesses.
+        Logits of half precision stay so on their way into the loss. `noise` seeds dropout and
+        guesses.
         """
         own = [self.device] if self.device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=own),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=bf16),
+            autocast(self.device, self.dtype),
         ):
             torch.manual_seed(noise)
             if guessed:
@@ -84,9 +94,9 @@ class Group:
         losses = losses.view(len(targets), -1).mean(1, dtype=torch.float32)  # (replicates,)
         for weight in self.weights.values():
             weight.grad = None
-        losses.sum().backward()
+        self.scaler.scale(losses.sum()).backward()
         self._clip()
-        take_step(self.optimizers, factor)
+        take_step(self.optimizers, factor, self.scaler)
         return losses.detach()
 
     def _logits(self, inputs: Tensor) -> Tensor:
@@ -106,6 +116,9 @@ class Group:
         return batched
 
     def _clip(self) -> None:
+        if self.scaler.is_enabled():
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
         if not self.stacked:
             torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.clip)
@@ -131,6 +144,8 @@ class Group:
         for name, weight in self.weights.items():
             state = self._optimizer_of(weight).state[weight]
             tensors |= {f"{prefix}/{moment}/{name}": value for moment, value in state.items()}
+        scale = self.scaler.state_dict()  # none unless it is enabled
+        tensors |= {f"{prefix}/{name}": torch.tensor(scale[name]) for name in SCALE if scale}
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     @torch.no_grad()
@@ -145,6 +160,9 @@ class Group:
                 if (key := f"{prefix}/{moment}/{name}") in state
             }
             self._optimizer_of(weight).state[weight] = moments
+        if scale := self.scaler.state_dict():
+            kept = {name: state[f"{prefix}/{name}"].item() for name in SCALE}
+            self.scaler.load_state_dict({**scale, **kept})
 
     def _optimizer_of(self, weight: Tensor) -> Optimizer:
         return next(
@@ -155,9 +173,14 @@ class Group:
 
 
 def groups_of(
-    settings: Settings, vocabulary: int, *, stacked: bool, device: torch.device
+    settings: Settings,
+    vocabulary: int,
+    *,
+    stacked: bool,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Group]:
     """All replicates of the settings, in one group or in one each."""
     seeds = settings.training.seeds
     parts = [list(seeds)] if stacked else [[seed] for seed in seeds]
-    return [Group(settings, vocabulary, part, device) for part in parts]
+    return [Group(settings, vocabulary, part, device, dtype) for part in parts]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from smallm.batches import sequences_before, windows_before
+from smallm.hardware import autocast
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
 from smallm.tokens import END_ID, UNKNOWN_ID, WordTokenizer
@@ -76,12 +77,12 @@ def score(
     *,
     window: int,
     top: bool = False,
-    bf16: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Scores:
     """Scores of a model's logits on the documents of a slice; `top` adds the hits."""
     nll, hits = [], []
     positions = predicted_positions(tokens, part)
-    for logits, gold in predictions(core, tokens, positions, window=window, bf16=bf16):
+    for logits, gold in predictions(core, tokens, positions, window=window, dtype=dtype):
         at_gold = logits.gather(1, gold[:, None])
         nll.append((logits.logsumexp(1) - at_gold[:, 0]).double().cpu().numpy())
         if top:
@@ -130,14 +131,14 @@ def predictions(
     positions: NDArray[np.int64],
     *,
     window: int,
-    bf16: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits (n, ids), fp32, at ascending positions, and the gold ids (n,), a few at a time."""
     training, device = core.training, next(core.parameters()).device
     core.eval()
 
     def logits_after(inputs: NDArray[np.int64], **options: int) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with autocast(device, dtype):
             logits: torch.Tensor = core(torch.from_numpy(inputs).to(device), **options)
         return logits
 

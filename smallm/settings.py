@@ -277,8 +277,8 @@ class TrainingSettings(Group):
     """Shares of the budget at which the selection slice is scored; the last must be 1."""
     evaluation_bytes: int | None = Field(default=131_072, ge=1)
     """Score this much of the selection slice on the way; null is all of it."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of matrix products; auto is bf16 where the hardware has it and it is faster."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of matrix products; auto: bf16 where it is faster, or fp16 on GPUs without."""
     replication: Literal["auto", "stacked", "sequential"] = "auto"
     """Replicates train stacked or in turn; auto: in turn with dropout, else whichever is faster."""
 

@@ -27,7 +27,7 @@ from smallm.batches import Batches, Sequences, training_batches
 from smallm.curriculum import Staged
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
-from smallm.hardware import has_bf16
+from smallm.hardware import PRECISIONS, half_dtype, precision_of
 from smallm.replicates import Group, groups_of
 from smallm.scoring import score
 from smallm.settings import Settings
@@ -38,8 +38,8 @@ from smallm.watching import watched
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16
 TRIAL_STEPS = 3  # measured to choose stacked or sequential: the shortest is the least disturbed
-SMALLEST_BF16_VOCABULARY = 500  # below it bf16 gains a perceptron nothing
-SMALLEST_BF16_WIDTH = 64  # of a transformer, whose hidden layers are the most of it
+SMALLEST_HALF_VOCABULARY = 500  # below it half precision gains a perceptron nothing
+SMALLEST_HALF_WIDTH = 64  # of a transformer, whose hidden layers are the most of it
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Training:
         self.settings = settings
         self.tokens = tokens
         self.device = torch.device(device)
-        self.bf16 = uses_bf16(settings, tokens.vocabulary, self.device)
+        self.dtype = product_dtype(settings, tokens.vocabulary, self.device)
         training = settings.training
         self.selection = tokens.tape.beginning(selection, training.evaluation_bytes)
         part = tokens.tape.training(training.split_ratio)
@@ -175,7 +175,13 @@ class Training:
         return sorted({max(1, round(share * self.total_steps)) for share in shares})
 
     def _groups(self, *, stacked: bool) -> list[Group]:
-        return groups_of(self.settings, self.tokens.vocabulary, stacked=stacked, device=self.device)
+        return groups_of(
+            self.settings,
+            self.tokens.vocabulary,
+            stacked=stacked,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     def _running(self) -> list[Group]:
         return [group for group in self.groups if not set(group.seeds) <= set(self.failures)]
@@ -209,7 +215,6 @@ class Training:
                 inputs[step - start],
                 targets[step - start],
                 factor=schedule(step, self.total_steps, training.warmup, training.decay),
-                bf16=self.bf16,
                 noise=group.seeds[0] * 1_000_003 + step,
                 guessed=training.scheduled_sampling * step / self.total_steps,
             )
@@ -241,7 +246,7 @@ class Training:
                 self.tokens,
                 self.selection,
                 window=self.settings.model.window,
-                bf16=self.bf16,
+                dtype=self.dtype,
             )
         if found := units.activity():
             self.activity[seed] = found
@@ -255,6 +260,8 @@ class Training:
         choice = self.settings.training.replication
         if self.settings.training.optimizer == "muon":
             return False  # it moves single matrices
+        if self.dtype == torch.float16:
+            return self._in_turn_for_fp16()
         if len(self.settings.training.seeds) == 1 or choice != "auto":
             return choice == "stacked" and len(self.settings.training.seeds) > 1
         if self.settings.model.dropout or self.settings.training.scheduled_sampling:
@@ -265,11 +272,21 @@ class Training:
         seconds = read_json(kept)
         return bool(seconds["stacked"] < seconds["sequential"])
 
+    def _in_turn_for_fp16(self) -> bool:
+        """In fp16 a step that overflows is left out, which is each replicate's own affair."""
+        training = self.settings.training
+        if training.replication == "stacked" and len(training.seeds) > 1:
+            raise SmallmError(
+                "replication is 'stacked', but with precision fp16 replicates train in turn: "
+                "allowed are auto and sequential, or stacked with precision fp32"
+            )
+        return False
+
     def _shape_digest(self) -> str:
         """Identifies all that the speed of a step depends on."""
         what = [
             *(self.settings.model.model_dump(), self.tokens.vocabulary, self.batches.batch_size),
-            *(len(self.settings.training.seeds), self.bf16, str(self.device)),
+            *(len(self.settings.training.seeds), precision_of(self.dtype), str(self.device)),
             *(torch.get_num_threads(), torch.__version__, platform.node()),
         ]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -336,10 +353,11 @@ def schedule(step: int, total: int, warmup: float, decay: float) -> float:
     return min(1.0, rising, falling)
 
 
-def uses_bf16(settings: Settings, vocabulary: int, device: torch.device) -> bool:
-    """Whether matrix products run in bf16: follows from settings and hardware alone."""
+def product_dtype(settings: Settings, vocabulary: int, device: torch.device) -> torch.dtype:
+    """The type of matrix products: follows from settings and hardware alone."""
     if settings.training.precision != "auto":
-        return settings.training.precision == "bf16"
+        return PRECISIONS[settings.training.precision]
     model = settings.model
-    wide = model.architecture == "transformer" and model.embedding >= SMALLEST_BF16_WIDTH
-    return (wide or vocabulary >= SMALLEST_BF16_VOCABULARY) and has_bf16(device)
+    wide = model.architecture == "transformer" and model.embedding >= SMALLEST_HALF_WIDTH
+    large = wide or vocabulary >= SMALLEST_HALF_VOCABULARY
+    return half_dtype(device) if large else torch.float32

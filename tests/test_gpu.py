@@ -11,8 +11,8 @@ import torch
 from test_training import SMALL, TRANSFORMER, figures, run
 
 from smallm.champion import save_model
-from smallm.hardware import has_bf16
-from smallm.training import uses_bf16
+from smallm.hardware import half_dtype, precision_of
+from smallm.training import product_dtype
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,14 +45,15 @@ def test_stacked_replicates_give_the_numbers_of_one_after_the_other(bpe_tokens, 
     assert_near(one, two, rel=1e-2)
 
 
-def test_bf16_is_used_where_the_gpu_has_it_and_comes_near_fp32(bpe_tokens):
+@BOTH
+def test_the_half_precision_of_the_gpu_is_used_and_comes_near_fp32(bpe_tokens, settings):
     device = torch.device("cuda")
-    wide = SMALL.replace(precision="auto")
-    assert uses_bf16(wide, 4096, device) == has_bf16(device)
-    if not has_bf16(device):
-        pytest.skip(f"{torch.cuda.get_device_name()} has no bf16: models train in fp32")
-    _, exact = run(SMALL, bpe_tokens, device="cuda")
-    _, half = run(SMALL.replace(precision="bf16"), bpe_tokens, device="cuda")
+    dtype = half_dtype(device)
+    assert product_dtype(settings.replace(precision="auto"), 4096, device) == dtype
+    if dtype == torch.float32:
+        pytest.skip(f"{torch.cuda.get_device_name()} is not faster in half precision")
+    _, exact = run(settings, bpe_tokens, device="cuda")
+    _, half = run(settings.replace(precision=precision_of(dtype)), bpe_tokens, device="cuda")
     assert_near(exact, half, rel=2e-2)
 
 

@@ -101,6 +101,27 @@ def test_a_cluster_of_two_nodes_builds_the_tape_of_a_single_process(cluster, tmp
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_machines_without_a_shared_home_build_into_a_storage(cluster, tmp_path):
+    folder = dumps(tmp_path / "dumps")
+    options = ["--source", "stackoverflow", "--path", folder, "--storage", tmp_path / "shared"]
+    tapes = []
+    for home, done in (("one", "built"), ("two", "found")):
+        run = prepare(cluster, tmp_path / home, *options)
+        assert run.returncode == 0, run.stderr
+        assert f"{done} {tmp_path / home}" in run.stdout
+        (tape,) = (tmp_path / home / "tapes").iterdir()
+        tapes.append(Tape(tape))
+    one, two = tapes
+    alone = build_tape(CorpusSettings(source="stackoverflow", path=folder), home=tmp_path / "alone")
+    assert one.manifest["digest"] == two.manifest["digest"] == alone.manifest["digest"]
+    assert len(one.manifest["shards"]) > 1
+    assert [two.text(n) for n in range(len(two))] == [alone.text(n) for n in range(len(alone))]
+    kept = {path.name for path in (tmp_path / "shared" / "tapes" / one.folder.name).iterdir()}
+    assert kept == {path.name for path in one.folder.iterdir()}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_cluster_builds_mixtures_of_buckets_by_weight(cluster, tmp_path):
     rng = random.Random(1)
     for name, key in (("a", "abstract"), ("b", "body")):

@@ -343,3 +343,16 @@ def test_ray_that_cannot_start_is_one_line(place, free_port):
     output = finish(process, code=1)
     assert "error: Ray cannot start" in output.strip().splitlines()[-1]
     assert "Traceback" not in output
+
+
+def test_a_cluster_too_small_for_one_trial_is_one_line(place):
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        output = finish(start(place, "--space", "small.yaml", RAY_ADDRESS=nodes.address), code=1)
+    finally:
+        nodes.shutdown()
+    last = output.strip().splitlines()[-1]
+    assert last == "error: a trial takes 1 CPU, more than any machine has (0 CPU)"
+    assert "Traceback" not in output

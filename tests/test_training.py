@@ -62,8 +62,13 @@ def test_a_resumed_run_gives_the_numbers_of_the_uninterrupted_one(
 
 @pytest.mark.parametrize(
     "settings",
-    [TRANSFORMER.replace(dropout=0.2), TRANSFORMER.replace(replication="stacked"), MUON],
-    ids=["sequential", "stacked", "muon"],
+    [
+        TRANSFORMER.replace(dropout=0.2),
+        TRANSFORMER.replace(replication="stacked"),
+        MUON,
+        MUON.replace(precision="fp16"),
+    ],
+    ids=["sequential", "stacked", "muon", "fp16"],
 )
 def test_a_transformer_resumes_exactly(bpe_tokens, tmp_path, settings):
     _, whole = run(settings, bpe_tokens)
@@ -277,10 +282,35 @@ def test_a_checkpoint_from_before_a_setting_existed_resumes(bpe_tokens, tmp_path
     assert resumed.step == training.step
 
 
-def test_bf16_comes_near_fp32(bpe_tokens):
-    _, exact = run(SMALL, bpe_tokens)
-    _, rough = run(SMALL.replace(precision="bf16"), bpe_tokens)
+@pytest.mark.parametrize("settings", [SMALL, MUON], ids=["mlp", "muon"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_comes_near_fp32(bpe_tokens, settings, precision):
+    _, exact = run(settings, bpe_tokens)
+    _, rough = run(settings.replace(precision=precision), bpe_tokens)
+    assert rough[-1].bits_per_byte != exact[-1].bits_per_byte
     assert rough[-1].mean == pytest.approx(exact[-1].mean, rel=0.02)
+
+
+def test_a_step_that_overflows_in_fp16_is_left_out_and_the_next_is_smaller(bpe_tokens):
+    settings = MUON.replace(precision="fp16", seeds=[1])
+    training, _ = run(settings, bpe_tokens)
+    (group,) = training.groups
+    group.scaler.load_state_dict({**group.scaler.state_dict(), "scale": 2.0**60})
+    before = {name: weight.clone() for name, weight in group.weights.items()}
+    inputs, targets = (torch.from_numpy(each) for each in training.batches.steps(1, 0, 1))
+    group.step(inputs, targets, factor=1.0, noise=0)
+    assert all(torch.equal(weight, before[name]) for name, weight in group.weights.items())
+    assert group.scaler.get_scale() == 2.0**59
+    group.scaler.load_state_dict({**group.scaler.state_dict(), "scale": 2.0**10})
+    group.step(inputs, targets, factor=1.0, noise=0)
+    assert not any(torch.equal(weight, before[name]) for name, weight in group.weights.items())
+
+
+def test_replicates_are_not_stacked_in_fp16(bpe_tokens):
+    settings = SMALL.replace(precision="fp16", replication="auto")
+    assert not run(settings, bpe_tokens)[0].stacked
+    with pytest.raises(SmallmError, match="with precision fp16 replicates train in turn: allowed"):
+        run(settings.replace(replication="stacked"), bpe_tokens)
 
 
 def test_the_reported_score_is_the_trained_model_s(bpe_tokens):

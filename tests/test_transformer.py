@@ -224,14 +224,15 @@ def test_muon_moves_hidden_matrices_and_adamw_the_rest(dimension):
 
 def test_the_first_loss_is_that_of_the_uniform_distribution():
     group = Group(Settings(model=shape()), VOCABULARY, [1], torch.device("cpu"))
-    loss = group.step(random_ids()[None], random_ids()[None], factor=1.0, bf16=False, noise=0)
+    loss = group.step(random_ids()[None], random_ids()[None], factor=1.0, noise=0)
     assert loss.item() == pytest.approx(math.log(VOCABULARY), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("width", "vocabulary", "expected"), [(64, 66, True), (32, 66, False), (32, 500, True)]
 )
-def test_bf16_is_used_where_it_is_faster(monkeypatch, width, vocabulary, expected):
-    monkeypatch.setattr(training, "has_bf16", lambda _: True)
+def test_half_precision_is_used_where_it_is_faster(monkeypatch, width, vocabulary, expected):
+    monkeypatch.setattr(training, "half_dtype", lambda _: torch.bfloat16)
     settings = Settings(model=shape(embedding=width))
-    assert training.uses_bf16(settings, vocabulary, torch.device("cpu")) is expected
+    dtype = training.product_dtype(settings, vocabulary, torch.device("cpu"))
+    assert (dtype == torch.bfloat16) is expected

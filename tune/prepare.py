@@ -3,9 +3,9 @@
     python tune/prepare.py --source reddit --path s3://bucket/dumps
 
 It is the tape that `smallm corpus build` would build, with the same digest and name, in the home
-(SMALLM_HOME), which all machines must share: a search with the same settings finds it there. Each
-file is read by one task; all machines clean what is read. Of the documents only hashes, sizes,
-names of sources and pairs that may be near meet in the driver.
+(SMALLM_HOME) that all machines share, or in the storage that is given by --storage: a search with
+the same settings finds it there. Each file is read by one task; all machines clean what is read. Of
+the documents only hashes, sizes, names of sources and pairs that may be near meet in the driver.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -31,10 +33,11 @@ from smallm.errors import SmallmError, in_one_line
 from smallm.files import whole_folder
 from smallm.hashes import HASH, distinct, hexadecimal, places_of, rows_of, tape_digest
 from smallm.home import open_home
-from smallm.options import messages, run_program, settings_options
+from smallm.options import messages, run_program, settings_options, storage_option
 from smallm.provenance import code_digest, require_same_code, usable_cpus
 from smallm.settings import CorpusSettings, Settings
 from smallm.spool import batches, prepared
+from smallm.storage import LAST, Storage
 from smallm.tape import Tape
 from smallm.tape_building import no_text, tape_folder, weighted, write_manifest, write_shard
 
@@ -42,6 +45,13 @@ PARTITIONS = 64  # of the bands' hashes: documents that may be near meet in one 
 NUMBER = 2**32  # documents that a task may have
 
 Block = dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """Where in a storage the tape is kept."""
+
+    uri: str
+    name: str
 
 
 def read_task(block: Block, *, digest: str) -> Iterator[Block]:
@@ -116,8 +126,8 @@ def near_pairs(group: Block) -> Block:
     return {"one": hashes[once][one], "two": hashes[once][two]}
 
 
-def write_block(block: Block, *, folder: str) -> Block:
-    """Writes a block of sorted documents as a shard of the tape."""
+def write_block(block: Block, *, folder: str, stored: Stored | None) -> Block:
+    """Writes a block of sorted documents as a shard of the tape, in the storage if there is one."""
     if not len(block["hash"]):
         return {"shard": [], "hashes": []}
     hashes = _numbers(block["hash"])
@@ -130,11 +140,24 @@ def write_block(block: Block, *, folder: str) -> Block:
         "words": block["words"],
         "text": block["text"],
     }
-    shard = write_shard([columns], Path(folder), name=hexadecimal(hashes[0]))
+    with _place(folder, stored) as place:
+        shard = write_shard([columns], place, name=hexadecimal(hashes[0]))
     return {"shard": [pickle.dumps(shard)], "hashes": [hashes.tobytes()]}
 
 
-def build(settings: CorpusSettings, home: Path) -> Tape:
+@contextmanager
+def _place(folder: str, stored: Stored | None) -> Iterator[Path]:
+    """Where this machine writes: a folder that all share, or one of its own that is then stored."""
+    if stored is None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+        for path in Path(temporary).iterdir():
+            Storage(stored.uri).keep_file(path, f"{stored.name}/{path.name}")
+
+
+def build(settings: CorpusSettings, home: Path, storage: Storage | None = None) -> Tape:
     """The tape of a corpus, built by the cluster unless it is there."""
     if settings.order != "hash" or settings.max_documents is not None:
         raise SmallmError(
@@ -142,13 +165,30 @@ def build(settings: CorpusSettings, home: Path) -> Tape:
             "with --order stratified or --max-documents"
         )
     folder, identity = tape_folder(settings, home)
-    if not (folder / "manifest.json").exists():
+    if storage:
+        _build_in(storage, settings, identity, folder, folder.relative_to(home).as_posix())
+    elif not (folder / LAST).exists():
         with whole_folder(folder) as temporary:
-            _build(settings, identity, temporary)
+            _build(settings, identity, temporary, None)
     return Tape(folder)
 
 
-def _build(settings: CorpusSettings, identity: dict[str, Any], folder: Path) -> None:
+def _build_in(
+    storage: Storage, settings: CorpusSettings, identity: dict[str, Any], folder: Path, name: str
+) -> None:
+    """Sees to it that storage and home have the tape."""
+    if folder.exists():
+        storage.keep(folder, name)
+    elif not storage.file(f"{name}/{LAST}"):
+        with tempfile.TemporaryDirectory() as temporary:
+            _build(settings, identity, Path(temporary), Stored(storage.uri, name))
+            storage.keep_file(Path(temporary) / LAST, f"{name}/{LAST}")
+    storage.fetch(name, folder)
+
+
+def _build(
+    settings: CorpusSettings, identity: dict[str, Any], folder: Path, stored: Stored | None
+) -> None:
     start, threshold = time.perf_counter(), settings.near_duplicate_threshold
     dropped = Dropped()
     given = [
@@ -180,7 +220,9 @@ def _build(settings: CorpusSettings, identity: dict[str, Any], folder: Path) -> 
     written = (
         documents.map_batches(_kept, fn_kwargs={"kept": kept})
         .sort("hash")
-        .map_batches(write_block, batch_size=None, fn_kwargs={"folder": str(folder)})
+        .map_batches(
+            write_block, batch_size=None, fn_kwargs={"folder": str(folder), "stored": stored}
+        )
         .take_all()
     )
     shards = [pickle.loads(row["shard"]) for row in written]
@@ -286,15 +328,21 @@ def start_ray() -> None:
 
 @click.command(context_settings={"max_content_width": 100})
 @settings_options("corpus")
-def main(given: dict[str, Any]) -> None:
+@storage_option("the tape is")
+def main(given: dict[str, Any], storage: str | None) -> None:
     """Build the tape of a corpus on a Ray cluster, each dump file in a task of its own."""
     settings = Settings.from_flat(given).corpus
     home = open_home()
-    there = (tape_folder(settings, home)[0] / "manifest.json").exists()
+    shared = Storage(storage) if storage else None
+    if shared:
+        shared.check()
+    folder, _ = tape_folder(settings, home)
+    kept = shared is not None and shared.file(f"{folder.relative_to(home).as_posix()}/{LAST}")
+    there = (folder / LAST).exists() or kept
     start_ray()
     try:
         with messages().status(f"reading source {settings.source}"):
-            tape = build(settings, home)
+            tape = build(settings, home, shared)
     except ray.exceptions.RayError as error:
         raise SmallmError(f"the build failed: {in_one_line(_cause(error))}") from error
     finally:

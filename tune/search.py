@@ -12,6 +12,7 @@ What is distributed and how; every decision is a function of `smallm`.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ from smallm.ledger import (
     opened,
     search_to_resume,
 )
-from smallm.options import PathOrUrl, run_program, settings_options
+from smallm.options import run_program, settings_options, storage_option
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, require_same_code, usable_cpus
 from smallm.results import METRIC, MILESTONE
@@ -61,6 +62,8 @@ from smallm.storage import Storage, fetch_search, trying_again
 from smallm.token_tape import TokenTape
 from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
 from smallm.training import PENALTY
+
+PACKED = "report"  # the name of all that a trial reports, as one line of JSON
 
 
 def seen_here(job: dict[str, Any]) -> tuple[str, bool]:
@@ -101,6 +104,17 @@ def state_of(checkpoint: tune.Checkpoint | None) -> Iterator[Path | None]:
         yield state if state.exists() else None
 
 
+def packed(report: dict[str, Any]) -> dict[str, Any]:
+    """A report as Ray takes it, which keeps statistics of every number for the whole search."""
+    return {METRIC: report[METRIC], MILESTONE: report[MILESTONE], PACKED: json.dumps(report)}
+
+
+def unpacked(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial has reported; nothing of one that has not."""
+    report: dict[str, Any] = json.loads(result[PACKED]) if PACKED in result else {}
+    return report
+
+
 def train_trial(
     config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
@@ -126,18 +140,18 @@ def train_trial(
             rung = sum(share < last.tokens / last.budget - 1e-3 for share in shares)
             report = results.reported(last, rung=rung, reduction=space.reduction)
             if report["finished"] or not on_shared_disk(job):
-                tune.report(report)
+                tune.report(packed(report))
             else:
                 with tempfile.TemporaryDirectory() as folder:
                     training.save(Path(folder) / "state")
                     checkpoint = tune.Checkpoint.from_directory(folder)
-                    trying_again(partial(tune.report, report, checkpoint=checkpoint))
+                    trying_again(partial(tune.report, packed(report), checkpoint=checkpoint))
     except (MemoryError, RuntimeError) as error:
         if not (why := out_of_memory(error)):
             raise
         del training  # what it holds is the next trial's
         failed = no_memory(settings, why, last)
-        tune.report(results.reported(failed, rung=rung, reduction=space.reduction))
+        tune.report(packed(results.reported(failed, rung=rung, reduction=space.reduction)))
 
 
 @ray.remote(max_retries=2)
@@ -180,7 +194,7 @@ class OptunaSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes an intermediate value on, once."""
-        step = int(result["tokens"])
+        step = int(unpacked(result)["tokens"])
         if trial_id in self.asked and (trial_id, step) not in self.told:
             self.asked[trial_id].report(result[METRIC], step=step)
             self.told.add((trial_id, step))
@@ -197,7 +211,7 @@ class OptunaSearcher(Searcher):
             return
         self.on_trial_result(trial_id, result)
         trial = self.asked.pop(trial_id)
-        if result["finished"]:
+        if unpacked(result)["finished"]:
             self.study.tell(trial, result[METRIC])
         else:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -240,9 +254,10 @@ class Listener(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         """A trial reached an evaluation."""
+        report = unpacked(result)
         key = f"trial/{trial.trial_id}"
-        self.tracker.log(key, metrics_of(result), step=int(result["tokens"]))
-        self.display.scored(trial.config["number"], result)
+        self.tracker.log(key, metrics_of(report), step=int(report["tokens"]))
+        self.display.scored(trial.config["number"], report)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial spent its budget or was stopped."""
@@ -253,7 +268,7 @@ class Listener(tune.Callback):
         self._ended(trial, error=_last_line(trial.error_file) or "the worker died")
 
     def _ended(self, trial: Any, *, error: str | None) -> None:
-        last = trial.last_result or {}
+        last = unpacked(trial.last_result or {})
         status, reason = stop_reason(
             tokens=int(last.get("tokens", 0)),
             budget=self.space.config(trial.config["point"]).training.training_tokens,
@@ -331,12 +346,13 @@ def trial_records(grid: tune.ResultGrid, ledger: Ledger) -> list[dict[str, Any]]
     records = []
     for result, trial in zip(grid, grid._experiment_analysis.trials, strict=True):
         frame = result.metrics_dataframe
+        rows = [] if frame is None or PACKED not in frame else frame.to_dict("records")
         records.append(
             results.trial_record(
                 id=trial.trial_id,
                 number=trial.config["number"],
                 settings=trial.config["point"],
-                rows=[] if frame is None or METRIC not in frame else frame.to_dict("records"),
+                rows=[unpacked(row) for row in rows],
                 error=str(result.error) if result.error else None,
                 # Ray calls a trial terminated that Ctrl-C ended; only ours know better
                 interrupted=f"trial/{trial.trial_id}" not in ledger.tracker.ended,
@@ -633,13 +649,7 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
     help="Trials that share a GPU; small models leave most of one idle.",
 )
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
-@click.option(
-    "--storage",
-    type=PathOrUrl(),
-    envvar="SMALLM_STORAGE",
-    help="A folder that all machines share, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER: tapes, "
-    "checkpoints and results are kept there. [default: SMALLM_STORAGE]",
-)
+@storage_option("tapes, checkpoints and results are")
 def main(
     given: dict[str, Any],
     space: str,
