@@ -83,10 +83,10 @@ def smallm(home: Path, *arguments: str) -> str:
 def report(record: dict[str, Any]) -> int:
     """Prints bits per byte of all, and the goal; gives the exit code."""
     print(f"\n{record['bytes']:,} bytes of the final slice\n{'model':<16} bits per byte")
-    bits = {Path(row["name"]).name: row.get("bits_per_byte") for row in record["models"]}
-    for name, value in bits.items():
-        print(f"{name:<16} {value}")
-    ratio = GOAL_BITS / bits["transformer"]["mean"]
+    bits = {Path(row["name"]).name: row["bits_per_byte"] for row in record["models"]}
+    for name, found in bits.items():
+        print(f"{name:<16} {found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
+    ratio = GOAL_BITS / bits["transformer"]["value"]
     print(f"ratio goal_bits_per_byte_vs_transformer {ratio:.3f} goal 1")
     return int(ratio < 1)
 

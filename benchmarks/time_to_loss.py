@@ -66,6 +66,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "batches twice as large, half the steps": {"batch_size": 4096},
     "batches half as large, twice the steps": {"batch_size": 1024},
     "constant rate, no decay": {"decay": 0.0},
+    "compiled, all of it counted": {"compile": True},
 }
 Ids = NDArray[np.uint16]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.amp import GradScaler
 from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
+from smallm.errors import SmallmError
 from smallm.hardware import autocast
 from smallm.losses import loss_of
 from smallm.models import architecture
@@ -21,6 +24,7 @@ from smallm.scheduled_sampling import with_guesses
 from smallm.settings import Settings
 
 State = dict[str, Tensor]
+Logits = Callable[[Tensor], Tensor]
 SCALE = ("scale", "_growth_tracker")  # what the loss is multiplied by in fp16, and its age
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
 
@@ -64,6 +68,9 @@ class Group:
                 for name in self.weights
             }
         self.optimizers = optimizers_of(settings, self.weights, stacked=self.stacked)
+        self._logits: Logits = self._all_logits if self.stacked else self._one_logits
+        if settings.training.compile:
+            self._logits = compiled(self._logits)
 
     def step(
         self,
@@ -85,10 +92,14 @@ class Group:
         with (
             torch.random.fork_rng(devices=own),
             autocast(self.device, self.dtype),
+            warnings.catch_warnings(),
         ):
+            # torch runs the attention of one replicate after the other, and warns of it each time
+            warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot")
             torch.manual_seed(noise)
             if guessed:
                 inputs = with_guesses(self.core, inputs[0], guessed)[None]
+            self.core.train()
             logits = self._logits(inputs)
         losses = self.loss(logits.flatten(0, -2), targets.flatten())
         losses = losses.view(len(targets), -1).mean(1, dtype=torch.float32)  # (replicates,)
@@ -99,20 +110,16 @@ class Group:
         take_step(self.optimizers, factor, self.scaler)
         return losses.detach()
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        self.core.train()
-        if not self.stacked:
-            logits: Tensor = self.core(inputs[0])
-            return logits[None]
+    def _one_logits(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.core(inputs[0])
+        return logits[None]
 
+    def _all_logits(self, inputs: Tensor) -> Tensor:
         def one(weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
             result: Tensor = functional_call(self.core, dict(weights), (inputs,))
             return result
 
-        with warnings.catch_warnings():
-            # torch runs the attention of one replicate after the other, and warns of it each time
-            warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot")
-            batched: Tensor = vmap(one, randomness="different")(self.weights, inputs)
+        batched: Tensor = vmap(one, randomness="different")(self.weights, inputs)
         return batched
 
     def _clip(self) -> None:
@@ -170,6 +177,18 @@ class Group:
             for optimizer in self.optimizers
             if any(weight is each for group in optimizer.param_groups for each in group["params"])
         )
+
+
+def compiled(function: Logits) -> Logits:
+    """A function compiled by torch; SmallmError where nothing can compile it."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise SmallmError(
+            f"compile needs a C++ compiler, and there is no {compiler}: install g++, name one in "
+            "CXX, or leave compile off"
+        )
+    fast: Logits = torch.compile(function, dynamic=False)
+    return fast
 
 
 def groups_of(

@@ -279,6 +279,8 @@ class TrainingSettings(Group):
     """Score this much of the selection slice on the way; null is all of it."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of matrix products; auto: bf16 where it is faster, or fp16 on GPUs without."""
+    compile: bool = False
+    """Compile the model, which takes a minute at the start; needs a C++ compiler."""
     replication: Literal["auto", "stacked", "sequential"] = "auto"
     """Replicates train stacked or in turn; auto: in turn with dropout, else whichever is faster."""
 

@@ -287,7 +287,8 @@ class Training:
         what = [
             *(self.settings.model.model_dump(), self.tokens.vocabulary, self.batches.batch_size),
             *(len(self.settings.training.seeds), precision_of(self.dtype), str(self.device)),
-            *(torch.get_num_threads(), torch.__version__, platform.node()),
+            *(self.settings.training.compile, torch.get_num_threads()),
+            *(torch.__version__, platform.node()),
         ]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
