@@ -18,10 +18,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from smallm.models.transformer import BASE_WIDTH
+from smallm.muon import Muon
 from smallm.settings import Settings
 
 TABLES = ("embedding", "bigrams", "output")  # a row for each id: not matrices of a hidden layer
-MOMENTUM = 0.95
 PEAK = "peak"  # of a group's learning rate
 
 
@@ -42,9 +42,7 @@ def optimizers_of(
     rate, decay = training.learning_rate, training.weight_decay
     groups = [_group(tables, rate, decay), _group(vectors, rate, 0.0)]
     if training.optimizer == "muon":
-        muon = torch.optim.Muon(
-            [_group(hidden, training.muon_learning_rate, decay)], momentum=MOMENTUM
-        )
+        muon = Muon([_group(hidden, training.muon_learning_rate, decay)])
         return [muon, torch.optim.AdamW(_filled(groups), fused=True)]
     if settings.model.architecture == "transformer":
         rate *= BASE_WIDTH / settings.model.embedding

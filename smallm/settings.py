@@ -292,15 +292,6 @@ class TrainingSettings(Group):
         return shares
 
     @model_validator(mode="after")
-    def _stackable(self) -> TrainingSettings:
-        if self.optimizer == "muon" and self.replication == "stacked":
-            raise ValueError(
-                "replication is 'stacked', but optimizer muon moves single matrices: allowed are "
-                "auto and sequential"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _levers_that_go_together(self) -> TrainingSettings:
         if self.label_smoothing and self.loss != "cross_entropy":
             raise ValueError(

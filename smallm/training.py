@@ -258,8 +258,6 @@ class Training:
         Measured anew each time, it could change the last bits of equal configs.
         """
         choice = self.settings.training.replication
-        if self.settings.training.optimizer == "muon":
-            return False  # it moves single matrices
         if self.dtype == torch.float16:
             return self._in_turn_for_fp16()
         if len(self.settings.training.seeds) == 1 or choice != "auto":

@@ -15,7 +15,7 @@ LEVELS = [
     ["__init__", "errors", "files", "hardware", "settings", "provenance", "spaces", "activity"],
     ["documents", "tokens", "ngrams", "models", "significance", "duplicates", "hashes", "strata"],
     ["encoding", "spool"],
-    ["home", "options", "space", "tape", "ablations", "losses"],
+    ["home", "options", "space", "tape", "ablations", "losses", "muon"],
     ["tape_building", "token_tape"],
     ["watching", "batches", "scoring", "optimizers", "scheduled_sampling", "quality"],
     ["curriculum", "replicates", "corpus_profile"],

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from smallm.muon import Muon
 from smallm.optimizers import PEAK
 from smallm.replicates import Group
 from smallm.settings import Settings
@@ -62,6 +63,47 @@ def test_a_perceptron_learns_at_the_given_rate_whatever_its_width():
     for width in (16, 64):
         settings = Settings().replace(embedding=width, seeds=[1])
         assert set(peak_rates(settings).values()) == {settings.training.learning_rate}
+
+
+SHAPES = [(8, 8), (8, 8), (32, 8), (8, 32), (32, 8), (5, 7)]
+
+
+def gradients():
+    generator = torch.Generator().manual_seed(1)
+    return [[torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(4)]
+
+
+def moved(optimizer_of, weights, steps):
+    for weight in weights:
+        weight.requires_grad_()
+    optimizer = optimizer_of([{"params": weights, "weight_decay": 0.1, "lr": 0.03}])
+    for step in steps:
+        for weight, gradient in zip(weights, step, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+    return weights
+
+
+def test_muon_moves_matrices_as_that_of_torch_does():
+    start = gradients()[0]
+    ours = moved(Muon, [each.clone() for each in start], gradients())
+    torchs = moved(torch.optim.Muon, [each.clone() for each in start], gradients())
+    for one, two in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, two, rtol=0.01, atol=1e-3)  # bf16 inside
+
+
+def test_muon_moves_stacked_matrices_as_if_each_was_alone():
+    start = gradients()[0]
+    alone = moved(Muon, [each.clone() for each in start], gradients())
+    other = [[2 - each for each in step] for step in gradients()]
+    steps = [
+        [torch.stack([one, two]) for one, two in zip(*both, strict=True)]
+        for both in zip(gradients(), other, strict=True)
+    ]
+    stacked = moved(Muon, [torch.stack([each, -each]) for each in start], steps)
+    for one, both in zip(alone, stacked, strict=True):
+        torch.testing.assert_close(one, both[0], rtol=0.01, atol=1e-3)
+        assert not torch.allclose(both[0], both[1])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -66,9 +66,10 @@ def test_a_resumed_run_gives_the_numbers_of_the_uninterrupted_one(
         TRANSFORMER.replace(dropout=0.2),
         TRANSFORMER.replace(replication="stacked"),
         MUON,
+        MUON.replace(replication="stacked"),
         MUON.replace(precision="fp16"),
     ],
-    ids=["sequential", "stacked", "muon", "fp16"],
+    ids=["sequential", "stacked", "muon", "stacked-muon", "fp16"],
 )
 def test_a_transformer_resumes_exactly(bpe_tokens, tmp_path, settings):
     _, whole = run(settings, bpe_tokens)
@@ -91,15 +92,10 @@ def test_a_transformer_learns_and_its_reported_score_is_its_own(bpe_tokens, sett
     assert scores.bits_per_byte == progress[-1].bits_per_byte[2]
 
 
-def test_muon_replicates_train_in_turn(bpe_tokens):
-    training, _ = run(MUON.replace(replication="auto"), bpe_tokens)
-    assert not training.stacked
-
-
 @pytest.mark.parametrize(
     "settings",
-    [SMALL, SMALL.replace(normalized_output=True), TRANSFORMER],
-    ids=["mlp", "normalized", "transformer"],
+    [SMALL, SMALL.replace(normalized_output=True), TRANSFORMER, MUON],
+    ids=["mlp", "normalized", "transformer", "muon"],
 )
 def test_stacked_and_sequential_replicates_agree(bpe_tokens, settings):
     _, one = run(settings, bpe_tokens)
