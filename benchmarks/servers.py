@@ -27,6 +27,43 @@ def smallm_server(options: argparse.Namespace) -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
     settings = {"models": str(options.model), "replicas": options.workers}
     serve.run(build({**settings, "threads": options.threads, "most_running_per_key": 512}))
+    until_stopped()
+
+
+def empty_server(options: argparse.Namespace) -> None:
+    """Two deployments of Ray Serve that do nothing: what its own proxy and one hop take."""
+    import ray
+    from fastapi import FastAPI
+    from ray import serve
+
+    api = FastAPI()
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Model:
+        async def next_words(self, asked: Any) -> Any:
+            return {"models": {"empty": {"milliseconds": 0}}, "asked": asked}
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    @serve.ingress(api)
+    class Ingress:
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        @api.post(PATH)
+        async def next_words(self, asked: dict[str, Any]) -> Any:
+            return await self.model.next_words.remote(asked)
+
+    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": options.port})
+    serve.run(Ingress.bind(Model.bind()))
+    until_stopped()
+
+
+def until_stopped() -> None:
+    """Waits for Ctrl-C, then ends Serve and Ray."""
+    import ray
+    from ray import serve
+
     try:
         while True:
             time.sleep(60)
@@ -84,7 +121,12 @@ def words_of(options: argparse.Namespace) -> Callable[[list[tuple[str, int]]], l
     return words
 
 
-KINDS = {"smallm": smallm_server, "litserve": litserve_server, "bare": bare_server}
+KINDS = {
+    "smallm": smallm_server,
+    "litserve": litserve_server,
+    "bare": bare_server,
+    "empty": empty_server,
+}
 
 
 def main() -> None:

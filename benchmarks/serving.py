@@ -34,7 +34,7 @@ import psutil
 import torch
 
 from benchmarks.next_words import PROMPTS, trained
-from benchmarks.servers import PATH
+from benchmarks.servers import PATH, words_of
 from smallm.predictors.loading import load_predictor
 
 CLIENTS = (1, 8, 32, 128)
@@ -114,6 +114,9 @@ SERVERS = (
 )
 
 
+EMPTY = Server("Ray Serve, two empty deployments", "empty")
+
+
 def main() -> None:
     """Measures all servers, prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -153,6 +156,7 @@ def next_words(folder: Path, seconds: float) -> dict[str, float]:
     }
     for label, milliseconds in overhead.items():
         print(f"the front of {label} adds {milliseconds:.1f} ms to a request of one idle client")
+    print_limits(model, prompts, seconds)
     one, two = (
         found[label, COMPARED_AT].rate
         for label in ("SmaLLM, fast front", "SmaLLM, fast front, 2 replicas")
@@ -164,6 +168,26 @@ def next_words(folder: Path, seconds: float) -> dict[str, float]:
         "front_time": FRONT_MILLISECONDS / overhead["SmaLLM"],
         "fast_front_time": FRONT_MILLISECONDS / overhead["SmaLLM, fast front"],
     }
+
+
+def print_limits(model: str, prompts: list[str], seconds: float) -> None:
+    """What no server can better here: the time of Ray Serve alone, that of the search alone."""
+    with running(EMPTY, model) as address:
+        bodies = cycle({"prompt": prompt, "k": TOP} for prompt in prompts)
+        address.ask(PATH, bodies, clients=1, seconds=WARM_UP)
+        alone = address.ask(PATH, bodies, clients=1, seconds=seconds)
+    print(f"{EMPTY.label} take {1000 * statistics.median(alone.overheads):.1f} ms")
+    words = words_of(argparse.Namespace(model=model, threads=1))
+    batches = [prompts[at : at + COMPARED_AT] for at in range(0, 10 * COMPARED_AT, COMPARED_AT)]
+    start = time.process_time()
+    for batch in batches:
+        words([(prompt, TOP) for prompt in batch])
+    search = (time.process_time() - start) / (10 * COMPARED_AT)
+    processors = len(os.sched_getaffinity(0))
+    print(
+        f"the search alone takes {1000 * search:.2f} ms of a processor: on {processors} no server "
+        f"answers more than {processors / search:.0f} a second"
+    )
 
 
 def saved(folder: Path) -> tuple[str, list[str]]:

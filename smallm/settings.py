@@ -280,7 +280,7 @@ class TrainingSettings(Group):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of matrix products; auto: bf16 where it is faster, or fp16 on GPUs without."""
     compile: bool = False
-    """Compile the model, which takes a minute at the start; needs a C++ compiler."""
+    """Compile the model: half a minute at the start, faster steps then; needs a C++ compiler."""
     replication: Literal["auto", "stacked", "sequential"] = "auto"
     """Replicates train stacked or in turn; auto: in turn with dropout, else whichever is faster."""
 

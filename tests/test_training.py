@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,6 +289,28 @@ def test_half_precision_comes_near_fp32(bpe_tokens, settings, precision):
     _, rough = run(settings.replace(precision=precision), bpe_tokens)
     assert rough[-1].bits_per_byte != exact[-1].bits_per_byte
     assert rough[-1].mean == pytest.approx(exact[-1].mean, rel=0.02)
+
+
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not COMPILER or not HEADERS.exists(), reason="needs g++ and Python's headers")
+@pytest.mark.parametrize("replication", ["sequential", "stacked"])
+def test_a_compiled_model_comes_to_the_same_numbers(bpe_tokens, replication):
+    settings = MUON.replace(replication=replication)
+    _, plain = run(settings, bpe_tokens)
+    _, fast = run(settings.replace(compile=True), bpe_tokens)
+    for one, two in zip(plain, fast, strict=True):
+        assert two.bits_per_byte == pytest.approx(one.bits_per_byte, rel=1e-3)
+        assert two.loss == pytest.approx(one.loss, rel=1e-3)
+
+
+def test_no_compiler_is_one_line(bpe_tokens, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SmallmError, match="needs a C\\+\\+ compiler, and there is no no-such"):
+        run(SMALL.replace(compile=True), bpe_tokens)
 
 
 def test_a_step_that_overflows_in_fp16_is_left_out_and_the_next_is_smaller(bpe_tokens):
