@@ -31,10 +31,12 @@ import click
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "5")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # of its three we keep one
 
 import optuna
 import ray
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -290,7 +292,7 @@ def make_tuner(
 ) -> tune.Tuner:
     """A new Tuner, or the interrupted one of this search folder; `trial` is what it runs."""
     folder, space, folders = ledger.folder, ledger.space, ledger.folders
-    listener = Listener(ledger.tracker, ledger.display, space)
+    callbacks = [Listener(ledger.tracker, ledger.display, space), JsonLoggerCallback()]
     resources = job["resources"]
     trainable = tune.with_resources(
         tune.with_parameters(trial, space=space, folders=folders, job=job), resources
@@ -309,7 +311,7 @@ def make_tuner(
             storage_filesystem=filesystem,
         )
         # Ray offers no public way to give a restored Tuner live callbacks.
-        tuner._local_tuner._run_config.callbacks = [listener]
+        tuner._local_tuner._run_config.callbacks = callbacks
         return tuner
     rungs = len(space.config(space.default_point()).training.evaluate_at)
     return tune.Tuner(
@@ -333,7 +335,7 @@ def make_tuner(
             name="tune",
             storage_path=root,
             storage_filesystem=filesystem,
-            callbacks=[listener],
+            callbacks=callbacks,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=2),
