@@ -417,8 +417,10 @@ def start_ray() -> bool:
         except ValueError:  # `ray start` has run here: that Ray knows its processors
             ray.init(**quiet)
             joined = True
-        # A failed trial is told in a line by the Listener; Ray would print its whole traceback.
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        # A failed trial is told in a line by the Listener, and a storage that takes nothing by the
+        # Mirror; Ray would print whole tracebacks.
+        for name in ("ray.tune", "ray.train._internal.storage"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
         where = f" at {address}" if address else ""
         raise SmallmError(f"Ray cannot start{where}: {in_one_line(error)}{hint}") from None
