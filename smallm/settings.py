@@ -136,11 +136,7 @@ PRESETS: dict[str | None, dict[str, int]] = {
     "small": {"embedding": 256, "hidden": 1024, "depth": 6, "heads": 4, "window": 128},
     "base": {"embedding": 384, "hidden": 1536, "depth": 8, "heads": 6, "window": 256},
 }
-# What only one architecture has.
-ONLY = {
-    "mlp": ("normalized_output",),
-    "transformer": ("preset", "heads", "kv_heads", "bigrams"),
-}
+ONLY = {"transformer": ("preset", "heads", "kv_heads", "bigrams")}  # what no other has
 
 
 class ModelSettings(Group):

@@ -141,8 +141,8 @@ def test_an_ablation_does_not_take_what_it_varies_or_its_model_lacks():
         arms_of("dropout", {"dropout": 0.1})
     with pytest.raises(SmallmError, match="known: activation, curriculum-length"):
         arms_of("activations", {})
-    with pytest.raises(SmallmError, match="arm 'learned': normalized_output is a setting of arch"):
-        arms_of("temperature", {"architecture": "transformer"})
+    with pytest.raises(SmallmError, match="architecture mlp reads no sequences: allowed is trans"):
+        arms_of("scheduled-sampling", {"architecture": "mlp"})
 
 
 def run(*arguments):

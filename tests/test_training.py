@@ -98,7 +98,12 @@ def test_a_transformer_learns_and_its_reported_score_is_its_own(bpe_tokens, sett
 
 @pytest.mark.parametrize(
     "settings",
-    [SMALL, SMALL.replace(normalized_output=True), TRANSFORMER, MUON],
+    [
+        SMALL,
+        SMALL.replace(normalized_output=True),
+        TRANSFORMER,
+        MUON.replace(normalized_output=True),
+    ],
     ids=["mlp", "normalized", "transformer", "muon"],
 )
 def test_stacked_and_sequential_replicates_agree(bpe_tokens, settings):
@@ -164,6 +169,17 @@ def test_training_learns(bpe_tokens):
     assert progress[-1].done
     assert progress[-1].tokens == 32_000
     assert progress[-1].tokens_per_second > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_transformer_with_a_normalized_output_learns_and_so_does_its_temperature(
+    bpe_tokens, tied
+):
+    settings = MUON.replace(training_tokens=32_000, tied=tied, seeds=[1])
+    training, progress = run(settings.replace(normalized_output=True), bpe_tokens)
+    _, plain = run(settings, bpe_tokens)
+    assert progress[-1].mean == pytest.approx(plain[-1].mean, rel=0.1)
+    assert training.trained(1).log_scale.exp().item() > 1.2 * 16**0.5
 
 
 @pytest.mark.parametrize("tied", [True, False])

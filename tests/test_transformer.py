@@ -191,7 +191,6 @@ def test_presets_have_the_parameters_that_their_explanation_names(preset, millio
     [
         ({"embedding": 20}, r"embedding 20 is no multiple of 2 \* heads = 8: each head has an"),
         ({"kv_heads": 3}, r"heads 4 is no multiple of kv_heads 3"),
-        ({"normalized_output": True}, "normalized_output is a setting of architecture mlp, not"),
         ({"architecture": "mlp", "heads": 2}, "heads is a setting of architecture transformer"),
         ({"architecture": "mlp", "preset": "tiny"}, "preset is a setting of architecture tra"),
         ({"architecture": "mlp", "activation": "swiglu"}, "activation swiglu is gated, and only"),

@@ -9,16 +9,13 @@ the hidden state and the output rows, times one learned scale: a temperature tha
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smallm.models.activations import Activation
+from smallm.models.cosine import first_log_scale, scaled_cosines
 from smallm.settings import ModelSettings
-
-SMALLEST_NORM = 1e-6  # bounds the gradient of a hidden state that is nearly zero
 
 
 class MLP(nn.Module):
@@ -47,9 +44,7 @@ class MLP(nn.Module):
 
         Hidden layers keep the variance of their input; the last matrix before the logits starts
         at zero, so that training starts from the uniform distribution. Where the output is
-        normalized it cannot, as zero has no direction. Cosines of random directions have a variance
-        of 1 / width: the first scale, the root of the width, gives logits of variance 1, half a
-        nat over uniform. The scale learns slowly: smaller ones cost more than that in the end.
+        normalized it cannot, as zero has no direction.
         """
         self.embedding.weight.normal_(std=self.embedding.embedding_dim**-0.5, generator=generator)
         for layer in self.layers:
@@ -64,7 +59,7 @@ class MLP(nn.Module):
             else:
                 last.weight.normal_(std=last.in_features**-0.5, generator=generator)
         if self.log_scale is not None:
-            self.log_scale.fill_(math.log(self._rows().shape[1]) / 2)
+            self.log_scale.fill_(first_log_scale(self._rows().shape[1]))
         self.bias.zero_()
 
     def forward(self, windows: Tensor) -> Tensor:
@@ -75,11 +70,9 @@ class MLP(nn.Module):
             x = F.dropout(x, self.dropout, self.training)
         if self.projection is not None:
             x = self.projection(x)  # (batch, embedding)
-        rows = self._rows()
         if self.log_scale is not None:
-            x = self.log_scale.exp() * F.normalize(x, eps=SMALLEST_NORM)
-            rows = F.normalize(rows, eps=SMALLEST_NORM)
-        return F.linear(x, rows, self.bias)
+            return scaled_cosines(x, self._rows(), self.log_scale, self.bias)
+        return F.linear(x, self._rows(), self.bias)
 
     def _rows(self) -> Tensor:
         """The output matrix, a row for each id: (vocabulary, embedding) or (vocabulary, hidden)."""

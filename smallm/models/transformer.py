@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smallm.models.activations import GATED, Activation
+from smallm.models.cosine import first_log_scale, scaled_cosines
 from smallm.settings import ModelSettings
 from smallm.tokens import END_ID
 
@@ -52,6 +53,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(settings, number) for number in range(settings.depth))
         self.projection = nn.Linear(width, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(width, vocabulary, bias=False)
+        self.log_scale = nn.Parameter(torch.empty(1)) if settings.normalized_output else None
 
     @property
     def reach(self) -> int:
@@ -64,6 +66,7 @@ class Transformer(nn.Module):
 
         What adds to the residual stream starts at zero, and so does the last matrix before the
         logits: training starts from the uniform distribution, and every layer as the identity.
+        Where the output is normalized that one cannot, as zero has no direction.
         """
         self.embedding.weight.normal_(std=BASE_WIDTH**-0.5, generator=generator)
         if self.bigrams is not None:
@@ -72,8 +75,14 @@ class Transformer(nn.Module):
             assert isinstance(layer, Layer)
             layer.initialize(generator)
         for last in (self.projection, self.output):
-            if last is not None:
+            if last is None:
+                continue
+            if self.log_scale is None:
                 last.weight.zero_()
+            else:
+                last.weight.normal_(std=last.in_features**-0.5, generator=generator)
+        if self.log_scale is not None:
+            self.log_scale.fill_(first_log_scale(self.embedding.embedding_dim))
 
     def forward(
         self,
@@ -108,6 +117,8 @@ class Transformer(nn.Module):
         if self.projection is not None:
             x = self.projection(x)
         rows = self.embedding.weight if self.output is None else self.output.weight
+        if self.log_scale is not None:
+            return scaled_cosines(x, rows, self.log_scale, None)  # the scale bounds them
         logits = F.linear(x, rows) * (BASE_WIDTH / rows.shape[1])
         return LARGEST_LOGIT * torch.tanh(logits / LARGEST_LOGIT)
 
