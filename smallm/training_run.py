@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from smallm.activity import ACTIVITY
 from smallm.errors import SmallmError, unknown_name
 from smallm.files import read_json, whole_folder, write_json
@@ -44,6 +46,8 @@ def follow(
         disable=not console.is_terminal,
         transient=True,
     )
+    if unused := unused_window(training):
+        console.print(unused, markup=False)
     last = None
     curve = _kept_curve(keep_in, training.step * size)
     with bar:
@@ -58,6 +62,18 @@ def follow(
     if last is None:
         raise SmallmError("nothing is left to train: the checkpoint has spent its budget")
     return last, curve
+
+
+def unused_window(training: Training) -> str | None:
+    """A line for a window that no document fills; the model trains well, but looks in vain."""
+    longest = int(np.diff(training.tokens.ends).max())
+    window = training.settings.model.window
+    if window <= longest:
+        return None
+    return (
+        f"window {window} is longer than the longest document, {longest} tokens: a window of "
+        f"{longest} sees as much"
+    )
 
 
 def curve_point(progress: Progress) -> Point:

@@ -546,6 +546,13 @@ def test_train_never_writes_over_a_folder_or_another_runs_checkpoint(smallm, tra
     assert_one_line(run, "--resume", home=tmp_path / "home")
 
 
+def test_a_window_longer_than_all_documents_is_told(smallm, corpus_options, tmp_path):
+    sizes = ["--window", "1024", "--training-tokens", "64", "--seeds", "1"]
+    made = smallm("train", *corpus_options, *SMALL, *sizes, "--output", tmp_path / "model")
+    assert made.code == 0, made.err
+    assert "window 1024 is longer than the longest document, " in made.err
+
+
 @pytest.mark.parametrize("tokenizer", ["bpe", "words"])
 def test_a_transformer_is_trained_evaluated_and_continued_by_the_same_commands(
     smallm, corpus_options, tmp_path, tokenizer
