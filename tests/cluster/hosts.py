@@ -98,10 +98,13 @@ class Host:
         pid = self.process.pid
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            if _numbers(pid)[-1] == "1":
-                return pid
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            pid = int(children[0]) if children else pid
+            try:
+                if _numbers(pid)[-1] == "1":
+                    return pid
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                pid = int(children[0]) if children else pid
+            except FileNotFoundError:  # a helper of the start, which has ended: from the top again
+                pid = self.process.pid
             time.sleep(0.02)
         raise RuntimeError(f"{self.name} did not start: {(self.folder / 'errors').read_text()}")
 
