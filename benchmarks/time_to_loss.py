@@ -227,6 +227,7 @@ def seconds_of_trainer(characters: Characters, options: argparse.Namespace) -> f
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
+            remove_unused_columns=False,
         )
         blocks = random_blocks(characters.training_text, 12 * options.trainer_steps)
         Trainer(model=model, args=arguments, train_dataset=blocks, callbacks=[clock]).train()
@@ -245,7 +246,8 @@ def random_blocks(text: Ids, count: int) -> Any:
         def __getitem__(self, number: int) -> dict[str, Tensor]:
             first = starts[number]
             ids = torch.from_numpy(text[first : first + BLOCK + 1].astype(np.int64))
-            return {"input_ids": ids[:-1], "labels": ids[:-1]}
+            # GPT-2 would shift labels itself, and learn from 63 of the 64 places only.
+            return {"input_ids": ids[:-1], "labels": ids[1:], "shift_labels": ids[1:]}
 
     return Blocks()
 
