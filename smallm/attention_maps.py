@@ -59,7 +59,7 @@ def _weights(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     products = query[0].float() @ key[0].float().transpose(1, 2) * scale
     if is_causal:
-        attn_mask = torch.ones(products.shape[1:], dtype=torch.bool).tril()
+        attn_mask = torch.ones_like(products[0], dtype=torch.bool).tril()
     if attn_mask is not None:
         mask = attn_mask[0] if attn_mask.ndim == 4 else attn_mask
         seen = mask.dtype == torch.bool

@@ -20,7 +20,8 @@ def with_guesses(core: nn.Module, inputs: Tensor, share: float) -> Tensor:
 
     The first of a sequence and the ids that open documents stay, and none is added.
     """
-    probabilities = core(inputs).float().softmax(-1)
+    # Of a model that diverges they are no numbers: its loss tells it, not an error here.
+    probabilities = core(inputs).float().softmax(-1).nan_to_num(0.0).clamp_min(1e-9)
     drawn = torch.multinomial(probabilities.flatten(0, 1), 1).view_as(inputs)
     guesses = torch.cat([inputs[:, :1], drawn[:, :-1]], 1)
     taken = torch.rand(inputs.shape, device=inputs.device) < share

@@ -28,6 +28,7 @@ from smallm.curriculum import Staged
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.hardware import PRECISIONS, half_dtype, precision_of
+from smallm.provenance import code_digest
 from smallm.replicates import Group, groups_of
 from smallm.scoring import score
 from smallm.settings import Settings
@@ -37,6 +38,7 @@ from smallm.watching import watched
 
 PENALTY = 16.0  # bits per byte of a replicate that failed: finite, and twice a uniform guess
 STEPS_PER_DRAW = 16
+STEP_CODE = ("models", "muon.py", "optimizers.py", "replicates.py")  # that decides its speed
 TRIAL_STEPS = 3  # measured to choose stacked or sequential: the shortest is the least disturbed
 SMALLEST_HALF_VOCABULARY = 500  # below it half precision gains a perceptron nothing
 SMALLEST_HALF_WIDTH = 64  # of a transformer, whose hidden layers are the most of it
@@ -102,7 +104,7 @@ class Training:
         part = tokens.tape.training(training.split_ratio)
         self.total_steps = math.ceil(training.training_tokens / training.batch_size)
         batches = training_batches(settings, tokens, tokens.span(part)[1])
-        self.batches = staged(batches, settings, self.total_steps)
+        self.batches: Batches | Sequences | Staged = batches  # to measure the speed of any steps
         self.step = 0
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
@@ -110,7 +112,12 @@ class Training:
         saved = read_json(resume_from / "training.json") if resume_from else None
         if saved and Settings.from_flat(saved["settings"]) != settings:
             raise SmallmError(f"{resume_from}: was saved by a run with other settings")
+        if saved and saved.get("text", self._text()) != self._text():
+            raise SmallmError(
+                f"{resume_from}: was saved by a run on another text: this one has changed since"
+            )
         self.stacked = saved["stacked"] if saved else self._choose_stacked()
+        self.batches = staged(batches, settings, self.total_steps)
         self.groups = self._groups(stacked=self.stacked)
         if saved and resume_from:
             state = load_file(resume_from / "training.safetensors")
@@ -163,12 +170,20 @@ class Training:
                 temporary / "training.json",
                 {
                     "settings": self.settings.flat(),
+                    "text": self._text(),
                     "stacked": self.stacked,
                     "step": self.step,
                     "seconds": self.seconds,
                     "failures": self.failures,
                 },
             )
+
+    def _text(self) -> dict[str, str]:
+        """Identifies the documents and their tokens."""
+        return {
+            "tape": self.tokens.tape.manifest["digest"],
+            "tokens": self.tokens.manifest["digest"],
+        }
 
     def _milestones(self) -> list[int]:
         shares = self.settings.training.evaluate_at
@@ -286,7 +301,8 @@ class Training:
             *(self.settings.model.model_dump(), self.tokens.vocabulary, self.batches.batch_size),
             *(len(self.settings.training.seeds), precision_of(self.dtype), str(self.device)),
             *(self.settings.training.compile, torch.get_num_threads()),
-            *(torch.__version__, platform.node()),
+            *(self.settings.training.optimizer, self.settings.training.loss),
+            *(torch.__version__, platform.node(), code_digest(*STEP_CODE)),
         ]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 

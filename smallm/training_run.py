@@ -79,13 +79,13 @@ def unused_window(training: Training) -> str | None:
 def curve_point(progress: Progress) -> Point:
     """A point of a learning curve, as the trials of a result record have them."""
     found = [each.of_all() for each in progress.activity.values()]
-    activity = {name: statistics.fmean(one[name] for one in found) for name in ACTIVITY}
+    means = {name: [one[name] for one in found] for name in ACTIVITY if found}
     return {
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "mean": progress.mean,
         "per_seed": {str(seed): bits for seed, bits in progress.bits_per_byte.items()},
-        "activity": activity if found else None,
+        "activity": {name: statistics.fmean(each) for name, each in means.items()} or None,
     }
 
 

@@ -546,6 +546,17 @@ def test_train_never_writes_over_a_folder_or_another_runs_checkpoint(smallm, tra
     assert_one_line(run, "--resume", home=tmp_path / "home")
 
 
+def test_a_run_of_which_nothing_is_left_is_one_line(smallm, corpus_options, tmp_path):
+    run = smallm(
+        *("train", *corpus_options, *SMALL, "--learning-rate", "1e6"),
+        *("--training-tokens", "3200", "--output", tmp_path / "model"),
+    )
+    assert run.code == 1
+    last = run.err.strip().splitlines()[-1]
+    assert "no model saved" in last
+    assert "Traceback" not in run.err
+
+
 def test_a_window_longer_than_all_documents_is_told(smallm, corpus_options, tmp_path):
     sizes = ["--window", "1024", "--training-tokens", "64", "--seeds", "1"]
     made = smallm("train", *corpus_options, *SMALL, *sizes, "--output", tmp_path / "model")

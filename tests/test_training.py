@@ -287,6 +287,33 @@ def test_other_settings_do_not_resume(bpe_tokens, tmp_path):
         run(SMALL.replace(learning_rate=0.1), bpe_tokens, resume_from=tmp_path / "saved")
 
 
+def test_a_checkpoint_of_another_text_is_refused(bpe_tokens, tmp_path):
+    training, _ = run(SMALL, bpe_tokens)
+    training.save(tmp_path / "saved")
+    file = tmp_path / "saved" / "training.json"
+    kept = json.loads(file.read_text())
+    kept["text"]["tape"] = "of another text"
+    file.write_text(json.dumps(kept))
+    with pytest.raises(SmallmError, match="was saved by a run on another text"):
+        run(SMALL, bpe_tokens, resume_from=tmp_path / "saved")
+
+
+@pytest.mark.parametrize("settings", [SMALL, TRANSFORMER], ids=["mlp", "transformer"])
+def test_a_short_run_with_a_curriculum_measures_which_way_is_faster(bpe_tokens, settings):
+    short = settings.replace(
+        training_tokens=64, evaluate_at=[1.0], curriculum="length", replication="auto", hidden=20
+    )
+    _, progress = run(short, bpe_tokens)
+    assert progress[-1].done
+
+
+def test_what_diverges_while_it_guesses_is_a_failed_replicate(bpe_tokens):
+    wild = TRANSFORMER.replace(scheduled_sampling=1.0, learning_rate=1e30)
+    _, progress = run(wild, bpe_tokens)
+    assert set(progress[-1].failures) == {1, 2}
+    assert progress[-1].mean == PENALTY
+
+
 def test_a_checkpoint_from_before_a_setting_existed_resumes(bpe_tokens, tmp_path):
     training, _ = run(SMALL, bpe_tokens)
     training.save(tmp_path / "saved")
