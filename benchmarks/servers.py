@@ -33,7 +33,7 @@ def smallm_server(options: argparse.Namespace) -> None:
 def empty_server(options: argparse.Namespace) -> None:
     """Two deployments of Ray Serve that do nothing: what its own proxy and one hop take."""
     import ray
-    from fastapi import FastAPI
+    from fastapi import Body, FastAPI
     from ray import serve
 
     api = FastAPI()
@@ -50,7 +50,7 @@ def empty_server(options: argparse.Namespace) -> None:
             self.model = model
 
         @api.post(PATH)
-        async def next_words(self, asked: dict[str, Any]) -> Any:
+        async def next_words(self, asked: Any = Body()) -> Any:  # noqa: B008
             return await self.model.next_words.remote(asked)
 
     ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
