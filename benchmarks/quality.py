@@ -83,12 +83,13 @@ def smallm(home: Path, *arguments: str) -> str:
 def report(record: dict[str, Any]) -> int:
     """Prints bits per byte of all, and the goal; gives the exit code."""
     print(f"\n{record['bytes']:,} bytes of the final slice\n{'model':<16} bits per byte")
+    bits = {}
     for row in record["models"]:
+        name = Path(row["name"]).name
         if "reason" in row:
-            print(f"{row['name']:<16} is not here: {row['reason']}")
-    there = [row for row in record["models"] if "bits_per_byte" in row]
-    bits = {Path(row["name"]).name: row["bits_per_byte"] for row in there}
-    for name, found in bits.items():
+            print(f"{name:<16} is not here: {row['reason']}")
+            continue
+        found = bits[name] = row["bits_per_byte"]
         print(f"{name:<16} {found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})")
     ratio = GOAL_BITS / bits["transformer"]["value"]
     print(f"ratio goal_bits_per_byte_vs_transformer {ratio:.3f} goal 1")

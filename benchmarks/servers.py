@@ -18,21 +18,14 @@ PATH = "/v1/next-words"
 
 def smallm_server(options: argparse.Namespace) -> None:
     """SmaLLM's own; HAProxy before it where the environment says so."""
-    import ray
-    from ray import serve
-
     from serve.app import build
 
-    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": options.port})
     settings = {"models": str(options.model), "replicas": options.workers}
-    serve.run(build({**settings, "threads": options.threads, "most_running_per_key": 512}))
-    until_stopped()
+    run(build({**settings, "threads": options.threads, "most_running_per_key": 512}), options.port)
 
 
 def empty_server(options: argparse.Namespace) -> None:
     """Two deployments of Ray Serve that do nothing: what its own proxy and one hop take."""
-    import ray
     from fastapi import Body, FastAPI
     from ray import serve
 
@@ -53,17 +46,17 @@ def empty_server(options: argparse.Namespace) -> None:
         async def next_words(self, asked: Any = Body()) -> Any:  # noqa: B008
             return await self.model.next_words.remote(asked)
 
-    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": options.port})
-    serve.run(Ingress.bind(Model.bind()))
-    until_stopped()
+    run(Ingress.bind(Model.bind()), options.port)
 
 
-def until_stopped() -> None:
-    """Waits for Ctrl-C, then ends Serve and Ray."""
+def run(application: Any, port: int) -> None:
+    """Runs an application of Ray Serve on a Ray of its own until Ctrl-C."""
     import ray
     from ray import serve
 
+    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(application)
     try:
         while True:
             time.sleep(60)

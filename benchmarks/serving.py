@@ -178,11 +178,11 @@ def print_limits(model: str, prompts: list[str], seconds: float) -> None:
         alone = address.ask(PATH, bodies, clients=1, seconds=seconds)
     print(f"{EMPTY.label} take {1000 * statistics.median(alone.overheads):.1f} ms")
     words = words_of(argparse.Namespace(model=model, threads=1))
-    batches = [prompts[at : at + COMPARED_AT] for at in range(0, 10 * COMPARED_AT, COMPARED_AT)]
+    firsts = range(0, 10 * COMPARED_AT, COMPARED_AT)
     start = time.process_time()
-    for batch in batches:
-        words([(prompt, TOP) for prompt in batch])
-    search = (time.process_time() - start) / (10 * COMPARED_AT)
+    for first in firsts:
+        words([(prompt, TOP) for prompt in prompts[first : first + COMPARED_AT]])
+    search = (time.process_time() - start) / (len(firsts) * COMPARED_AT)
     processors = len(os.sched_getaffinity(0))
     print(
         f"the search alone takes {1000 * search:.2f} ms of a processor: on {processors} no server "

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.references import reference_scores
 from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
 from smallm.space import Space
-from smallm.storage import LAST, Mirror, Storage
+from smallm.storage import Mirror, Storage, kept_in
 from smallm.tape import Tape
 from smallm.tape_building import build_tape, tape_folder
 from smallm.token_tape import TokenTape, tokenize_tape, tokens_folder
@@ -64,27 +63,16 @@ def built_corpus(
     """
     ratios, workers = space.heldout_ratios(), usable_cpus()
     place, _ = tape_folder(corpus, home)
-    with _kept_in(storage, place, home):
+    with kept_in(storage, place, home):
         tape = build_tape(corpus, home=home, workers=workers)
     tape.heldout(ratios)  # a corpus too small to split ends here, not in every trial
     folders: dict[tuple[str, int], str] = {}
     for each in space.tokenizers():
         folder = tokens_folder(tape.folder, each, shortest=min(ratios))
-        with _kept_in(storage, folder, home):
+        with kept_in(storage, folder, home):
             tokenize_tape(tape, each, ratios=ratios, workers=workers)
         folders[each.tokenizer, each.vocabulary] = str(folder)
     return tape, folders
-
-
-@contextmanager
-def _kept_in(storage: Storage | None, folder: Path, home: Path) -> Iterator[None]:
-    """Brings a folder of the home before it would be made, and keeps it afterwards."""
-    name = folder.relative_to(home).as_posix()
-    if storage and not folder.exists() and storage.file(f"{name}/{LAST}"):
-        storage.fetch(name, folder)
-    yield
-    if storage:
-        storage.keep(folder, name)
 
 
 class Ledger:

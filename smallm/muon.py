@@ -7,7 +7,7 @@ after the other and no stacked ones: the time of a small model's step is then mo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,36 +34,37 @@ class Muon(Optimizer):
         """Moves all weights that have a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            for weight, update in zip(weights, self._updates(weights), strict=True):
+            for weight, update in self._updates(weights):
                 outputs, inputs = weight.shape[-2:]
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update, alpha=-group["lr"] * max(1, outputs / inputs) ** 0.5)
 
-    def _updates(self, weights: list[Tensor]) -> list[Tensor]:
+    def _updates(self, weights: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """What is to be taken from each weight, with singular values near 1."""
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        wide = []
-        for place, weight in enumerate(weights):
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for weight in weights:
             towards = self._towards(weight).bfloat16()
-            tall = towards.shape[-2] > towards.shape[-1]
-            wide.append((towards.mT if tall else towards).flatten(0, -3))
-            alike[wide[-1].shape[-2], wide[-1].shape[-1]].append(place)
-        found: dict[int, Tensor] = {}
-        for places in alike.values():
-            together = orthogonal(torch.cat([wide[place] for place in places]))
-            sizes = [len(wide[place]) for place in places]
-            found |= dict(zip(places, together.split(sizes), strict=True))
-        return [_shaped_like(weight, found[place]) for place, weight in enumerate(weights)]
+            wide = towards.mT if _is_tall(weight) else towards
+            matrices = wide.reshape(-1, *wide.shape[-2:])
+            alike[matrices.shape[1:]].append((weight, matrices))
+        for pairs in alike.values():
+            together = orthogonal(torch.cat([matrices for _, matrices in pairs]))
+            parts = together.split([len(matrices) for _, matrices in pairs])
+            for (weight, _), found in zip(pairs, parts, strict=True):
+                yield weight, (found.mT if _is_tall(weight) else found).reshape(weight.shape)
 
     def _towards(self, weight: Tensor) -> Tensor:
-        """The gradient with momentum, (..., outputs, inputs) with at least three dimensions."""
+        """The gradient with momentum."""
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight.grad)
         kept: Tensor = state["momentum_buffer"].lerp_(weight.grad, 1 - MOMENTUM)
-        towards = weight.grad.lerp(kept, MOMENTUM)
-        return towards[None] if towards.ndim == 2 else towards
+        return weight.grad.lerp(kept, MOMENTUM)
+
+
+def _is_tall(weight: Tensor) -> bool:
+    return weight.shape[-2] > weight.shape[-1]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -78,8 +79,3 @@ def orthogonal(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
-
-
-def _shaped_like(weight: Tensor, found: Tensor) -> Tensor:
-    turned = found.mT if found.shape[-2:] != weight.shape[-2:] else found
-    return turned.reshape(weight.shape)

@@ -68,9 +68,9 @@ class Group:
                 for name in self.weights
             }
         self.optimizers = optimizers_of(settings, self.weights, stacked=self.stacked)
-        self._logits: Logits = self._all_logits if self.stacked else self._one_logits
+        self._forward: Logits = self._all_forward if self.stacked else self._one_forward
         if settings.training.compile:
-            self._logits = compiled(self._logits)
+            self._forward = compiled(self._forward)
 
     def step(
         self,
@@ -92,14 +92,10 @@ class Group:
         with (
             torch.random.fork_rng(devices=own),
             autocast(self.device, self.dtype),
-            warnings.catch_warnings(),
         ):
-            # torch runs the attention of one replicate after the other, and warns of it each time
-            warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot")
             torch.manual_seed(noise)
             if guessed:
                 inputs = with_guesses(self.core, inputs[0], guessed)[None]
-            self.core.train()
             logits = self._logits(inputs)
         losses = self.loss(logits.flatten(0, -2), targets.flatten())
         losses = losses.view(len(targets), -1).mean(1, dtype=torch.float32)  # (replicates,)
@@ -110,11 +106,20 @@ class Group:
         take_step(self.optimizers, factor, self.scaler)
         return losses.detach()
 
-    def _one_logits(self, inputs: Tensor) -> Tensor:
+    def _logits(self, inputs: Tensor) -> Tensor:
+        self.core.train()
+        if not self.stacked:
+            return self._forward(inputs)
+        with warnings.catch_warnings():
+            # torch runs the attention of one replicate after the other, and warns of it each time
+            warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot")
+            return self._forward(inputs)
+
+    def _one_forward(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.core(inputs[0])
         return logits[None]
 
-    def _all_logits(self, inputs: Tensor) -> Tensor:
+    def _all_forward(self, inputs: Tensor) -> Tensor:
         def one(weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
             result: Tensor = functional_call(self.core, dict(weights), (inputs,))
             return result

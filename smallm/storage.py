@@ -156,6 +156,17 @@ class Storage:
             raise SmallmError(f"storage {self.uri}: cannot be {what}: {said}") from error
 
 
+@contextmanager
+def kept_in(storage: Storage | None, folder: Path, home: Path) -> Iterator[None]:
+    """Brings a folder of the home before it would be made, and keeps it afterwards."""
+    name = folder.relative_to(home).as_posix()
+    if storage and not folder.exists() and storage.file(f"{name}/{LAST}"):
+        storage.fetch(name, folder)
+    yield
+    if storage:
+        storage.keep(folder, name)
+
+
 class Mirror:
     """Copies what a search writes into its folder to the storage, every few seconds and at its end.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from smallm.calibration import fitted_temperature
 from smallm.errors import SmallmError
@@ -344,7 +345,9 @@ HEADERS = Path(sysconfig.get_path("include"), "Python.h")
 def test_a_compiled_model_comes_to_the_same_numbers(bpe_tokens, replication):
     settings = MUON.replace(replication=replication)
     _, plain = run(settings, bpe_tokens)
+    counters.clear()
     _, fast = run(settings.replace(compile=True), bpe_tokens)
+    assert counters["stats"]["unique_graphs"] > 0
     for one, two in zip(plain, fast, strict=True):
         assert two.bits_per_byte == pytest.approx(one.bits_per_byte, rel=1e-3)
         assert two.loss == pytest.approx(one.loss, rel=1e-3)

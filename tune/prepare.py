@@ -37,7 +37,7 @@ from smallm.options import messages, run_program, settings_options, storage_opti
 from smallm.provenance import code_digest, require_same_code, usable_cpus
 from smallm.settings import CorpusSettings, Settings
 from smallm.spool import batches, prepared
-from smallm.storage import LAST, Storage
+from smallm.storage import LAST, Storage, kept_in
 from smallm.tape import Tape
 from smallm.tape_building import no_text, tape_folder, weighted, write_manifest, write_shard
 
@@ -151,38 +151,40 @@ def _place(folder: str, stored: Stored | None) -> Iterator[Path]:
     if stored is None:
         yield Path(folder)
         return
+    storage = Storage(stored.uri)
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)
         for path in Path(temporary).iterdir():
-            Storage(stored.uri).keep_file(path, f"{stored.name}/{path.name}")
+            storage.keep_file(path, f"{stored.name}/{path.name}")
 
 
-def build(settings: CorpusSettings, home: Path, storage: Storage | None = None) -> Tape:
-    """The tape of a corpus, built by the cluster unless it is there."""
+def build(
+    settings: CorpusSettings, home: Path, storage: Storage | None = None
+) -> tuple[Tape, bool]:
+    """The tape of a corpus, and whether it had to be built, by the cluster."""
     if settings.order != "hash" or settings.max_documents is not None:
         raise SmallmError(
             "a cluster builds tapes in hash order and of all documents: use `smallm corpus build` "
             "with --order stratified or --max-documents"
         )
     folder, identity = tape_folder(settings, home)
-    if storage:
-        _build_in(storage, settings, identity, folder, folder.relative_to(home).as_posix())
-    elif not (folder / LAST).exists():
-        with whole_folder(folder) as temporary:
-            _build(settings, identity, temporary, None)
-    return Tape(folder)
+    with kept_in(storage, folder, home):
+        missing = not (folder / LAST).exists()
+        if missing and storage:
+            _build_in(storage, settings, identity, folder, folder.relative_to(home).as_posix())
+        elif missing:
+            with whole_folder(folder) as temporary:
+                _build(settings, identity, temporary, None)
+    return Tape(folder), missing
 
 
 def _build_in(
     storage: Storage, settings: CorpusSettings, identity: dict[str, Any], folder: Path, name: str
 ) -> None:
-    """Sees to it that storage and home have the tape."""
-    if folder.exists():
-        storage.keep(folder, name)
-    elif not storage.file(f"{name}/{LAST}"):
-        with tempfile.TemporaryDirectory() as temporary:
-            _build(settings, identity, Path(temporary), Stored(storage.uri, name))
-            storage.keep_file(Path(temporary) / LAST, f"{name}/{LAST}")
+    """Builds a tape in the storage, where all machines write, and brings it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        _build(settings, identity, Path(temporary), Stored(storage.uri, name))
+        storage.keep_file(Path(temporary) / LAST, f"{name}/{LAST}")
     storage.fetch(name, folder)
 
 
@@ -336,13 +338,10 @@ def main(given: dict[str, Any], storage: str | None) -> None:
     shared = Storage(storage) if storage else None
     if shared:
         shared.check()
-    folder, _ = tape_folder(settings, home)
-    kept = shared is not None and shared.file(f"{folder.relative_to(home).as_posix()}/{LAST}")
-    there = (folder / LAST).exists() or kept
     start_ray()
     try:
         with messages().status(f"reading source {settings.source}"):
-            tape = build(settings, home, shared)
+            tape, built = build(settings, home, shared)
     except ray.exceptions.RayError as error:
         raise SmallmError(f"the build failed: {in_one_line(_cause(error))}") from error
     finally:
@@ -350,7 +349,7 @@ def main(given: dict[str, Any], storage: str | None) -> None:
     for line in build_lines(tape):
         print(line)
     shards = "shard" if len(tape.manifest["shards"]) == 1 else "shards"
-    done = "found" if there else "built"
+    done = "built" if built else "found"
     print(f"{done} {tape.folder}, {len(tape.manifest['shards'])} {shards}")
     print(f"digest {tape.manifest['digest']}")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smallm.models.activations import Activation
-from smallm.models.cosine import first_log_scale, scaled_cosines
+from smallm.models.output import initialize_output, scaled_cosines
 from smallm.settings import ModelSettings
 
 
@@ -42,24 +42,19 @@ class MLP(nn.Module):
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draws all weights from the generator.
 
-        Hidden layers keep the variance of their input; the last matrix before the logits starts
-        at zero, so that training starts from the uniform distribution. Where the output is
-        normalized it cannot, as zero has no direction.
+        Hidden layers keep the variance of their input.
         """
         self.embedding.weight.normal_(std=self.embedding.embedding_dim**-0.5, generator=generator)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             layer.weight.normal_(std=(2 / layer.in_features) ** 0.5, generator=generator)
             layer.bias.zero_()
-        for last in (self.projection, self.output):
-            if last is None:
-                continue
-            if self.log_scale is None:
-                last.weight.zero_()
-            else:
-                last.weight.normal_(std=last.in_features**-0.5, generator=generator)
-        if self.log_scale is not None:
-            self.log_scale.fill_(first_log_scale(self._rows().shape[1]))
+        initialize_output(
+            (self.projection, self.output),
+            self.log_scale,
+            width=self._rows().shape[1],
+            generator=generator,
+        )
         self.bias.zero_()
 
     def forward(self, windows: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smallm.models.activations import GATED, Activation
-from smallm.models.cosine import first_log_scale, scaled_cosines
+from smallm.models.output import initialize_output, scaled_cosines
 from smallm.settings import ModelSettings
 from smallm.tokens import END_ID
 
@@ -64,9 +64,7 @@ class Transformer(nn.Module):
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draws all weights from the generator.
 
-        What adds to the residual stream starts at zero, and so does the last matrix before the
-        logits: training starts from the uniform distribution, and every layer as the identity.
-        Where the output is normalized that one cannot, as zero has no direction.
+        What adds to the residual stream starts at zero: every layer starts as the identity.
         """
         self.embedding.weight.normal_(std=BASE_WIDTH**-0.5, generator=generator)
         if self.bigrams is not None:
@@ -74,15 +72,12 @@ class Transformer(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             layer.initialize(generator)
-        for last in (self.projection, self.output):
-            if last is None:
-                continue
-            if self.log_scale is None:
-                last.weight.zero_()
-            else:
-                last.weight.normal_(std=last.in_features**-0.5, generator=generator)
-        if self.log_scale is not None:
-            self.log_scale.fill_(first_log_scale(self.embedding.embedding_dim))
+        initialize_output(
+            (self.projection, self.output),
+            self.log_scale,
+            width=self.embedding.embedding_dim,
+            generator=generator,
+        )
 
     def forward(
         self,
