@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from smallm import significance
 from smallm.ablation_section import ablation_section
 from smallm.ablations import ablation
+from smallm.hardware import out_of_memory
 from smallm.page import page
 from smallm.recorded_run import RecordedRun
 from smallm.scoring import Scores, score
@@ -22,6 +23,7 @@ from smallm.token_tape import TokenTape
 from smallm.training import Training
 
 BOOTSTRAP_SEED = 0
+Bytes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class Trained:
 
     settings: Settings
     scores: tuple[Scores, ...]
-    """One for each seed."""
+    """One for each seed; none where the memory was too small."""
     failures: Mapping[int, str]
     """Why a replicate ended early, by seed: such an arm is not compared."""
     seconds: float
     tokens: int
-    """Of each replicate."""
+    """The budget of each replicate."""
 
     @property
     def nll(self) -> NDArray[np.float64]:
@@ -47,24 +49,34 @@ def train_arm(
     settings: Settings, tokens: TokenTape, selection: Slice, *, threads: int, device: str
 ) -> Trained:
     """Trains all replicates of an arm and scores them in fp32 on the whole selection slice."""
-    once = settings.replace(evaluate_at=[1.0], evaluation_bytes=1)
+    scored_later = settings.replace(evaluation_bytes=1)
     start = time.perf_counter()
-    training = Training(once, tokens, selection=selection, threads=threads, device=device)
-    *_, last = training
-    seconds = time.perf_counter() - start
-    window = settings.model.window
-    scores = tuple(
-        score(training.trained(seed), tokens, selection, window=window)
-        for seed in settings.training.seeds
-    )
-    return Trained(settings, scores, last.failures, seconds, last.tokens)
+    try:
+        training = Training(
+            scored_later, tokens, selection=selection, threads=threads, device=device
+        )
+        *_, last = training
+        seconds = time.perf_counter() - start
+        scores = tuple(
+            score(training.trained(seed), tokens, selection, window=settings.model.window)
+            for seed in settings.training.seeds
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not (why := out_of_memory(error)):
+            raise
+        failures = dict.fromkeys(settings.training.seeds, why)
+        seconds = time.perf_counter() - start
+        return Trained(settings, (), failures, seconds, settings.training.training_tokens)
+    return Trained(settings, scores, last.failures, seconds, last.budget)
 
 
-def ablation_record(name: str, arms: Mapping[str, Trained]) -> dict[str, Any]:
-    """What the arms reached and how they differ from the control, the first of them."""
+def ablation_record(name: str, arms: Mapping[str, Trained], slice_bytes: Bytes) -> dict[str, Any]:
+    """What the arms trained so far reached and how they differ from the control, the first.
+
+    `slice_bytes` has the size of each document of the selection slice.
+    """
     chosen = ablation(name)
     control = arms[chosen.control]
-    sizes = control.scores[0].bytes
     rows = []
     for arm, trained in arms.items():
         row: dict[str, Any] = {
@@ -74,9 +86,9 @@ def ablation_record(name: str, arms: Mapping[str, Trained]) -> dict[str, Any]:
             "seconds": trained.seconds,
         }
         if trained.failures:
-            row["reason"] = "; ".join(f"seed {s}: {why}" for s, why in trained.failures.items())
+            row["reason"] = _reason(trained.failures)
         else:
-            interval = significance.multi_bootstrap(trained.nll, sizes, seed=BOOTSTRAP_SEED)
+            interval = significance.multi_bootstrap(trained.nll, slice_bytes, seed=BOOTSTRAP_SEED)
             row["bits_per_byte"] = asdict(interval) | {
                 "per_seed": {
                     str(seed): scores.bits_per_byte
@@ -84,7 +96,7 @@ def ablation_record(name: str, arms: Mapping[str, Trained]) -> dict[str, Any]:
                 }
             }
         if arm != chosen.control and not trained.failures and not control.failures:
-            row |= _against_control(arm, trained, chosen.control, control)
+            row |= _against_control(arm, trained, chosen.control, control, slice_bytes)
         rows.append(row)
     return {
         "ablation": name,
@@ -92,23 +104,30 @@ def ablation_record(name: str, arms: Mapping[str, Trained]) -> dict[str, Any]:
         "control": chosen.control,
         "tokens": control.tokens,
         "slice": "selection",
-        "bytes": int(sizes.sum()),
-        "documents": len(sizes),
+        "bytes": int(slice_bytes.sum()),
+        "documents": len(slice_bytes),
         "settings": {
             key: value
             for key, value in control.settings.flat().items()
             if key not in chosen.varied and key != "seeds"
         },
         "arms": rows,
+        "untrained": [arm for arm in chosen.arms if arm not in arms],
         "conclusion": _conclusion(rows, chosen.control),
     }
 
 
+def _reason(failures: Mapping[int, str]) -> str:
+    """Why replicates ended early, once where it is the same for all."""
+    if len(set(failures.values())) == 1 < len(failures):
+        return next(iter(failures.values()))
+    return "; ".join(f"seed {seed}: {why}" for seed, why in failures.items())
+
+
 def _against_control(
-    name: str, arm: Trained, control_name: str, control: Trained
+    name: str, arm: Trained, control_name: str, control: Trained, slice_bytes: Bytes
 ) -> dict[str, Any]:
-    sizes = control.scores[0].bytes
-    comparison = significance.compare(arm.nll, control.nll, sizes, seed=BOOTSTRAP_SEED)
+    comparison = significance.compare(arm.nll, control.nll, slice_bytes, seed=BOOTSTRAP_SEED)
     names = (f"“{name}”", f"“{control_name}”")
     words = significance.sentence(comparison, *names, source="this ablation")
     return {
@@ -152,27 +171,37 @@ class AblationRun(RecordedRun):
         )
         figures = {
             f"selection/bits_per_byte/seed_{seed}": scores.bits_per_byte
-            for seed, scores in zip(trained.settings.training.seeds, trained.scores, strict=True)
+            for seed, scores in zip(trained.settings.training.seeds, trained.scores, strict=False)
             if seed not in trained.failures
         }
         self.tracker.log(key, figures, step=trained.tokens)
-        reason = "; ".join(trained.failures.values()) or "trained"
+        reason = _reason(trained.failures) or "trained"
         self.tracker.end_run(
             key, status="FAILED" if trained.failures else "FINISHED", reason=reason
         )
 
-    def finish(self, record: Mapping[str, Any]) -> None:
-        """Writes the record and its page, with the figures of the comparisons."""
-        for row in record["arms"]:
-            if "better_by" in row:
-                ends = {f"better_by/{row['name']}/{end}": v for end, v in row["better_by"].items()}
-                self.tracker.log(self.kind, ends, step=0)
+    def show(self, record: Mapping[str, Any]) -> None:
+        """Writes the record and its page."""
         facts = [
             f"{record['tokens']:,} tokens a replicate",
             f"{record['bytes']:,} bytes of the selection slice",
         ]
         title = f"Ablation {record['ablation']}"
         self.write(record, page(title, facts, {"Result": ablation_section(record)}))
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Records the figures of the comparisons, and ends."""
+        for row in record["arms"]:
+            if "better_by" in row:
+                ends = {f"better_by/{row['name']}/{end}": v for end, v in row["better_by"].items()}
+                self.tracker.log(self.kind, ends, step=0)
+        self.end()
+
+
+def _shown(trained: Trained) -> str:
+    if trained.failures:
+        return f"failed ({_reason(trained.failures)})"
+    return f"{np.mean([each.bits_per_byte for each in trained.scores]):.3f} bits per byte"
 
 
 def run(
@@ -185,15 +214,17 @@ def run(
     threads: int,
     device: str,
 ) -> dict[str, Any]:
-    """Trains the arms one after another, records them, gives the record."""
-    trained = {}
+    """Trains the arms one after another, records each as it ends, gives the record."""
+    trained: dict[str, Trained] = {}
+    record: dict[str, Any] = {}
     for place, (arm, settings) in enumerate(arms.items(), start=1):
-        found = train_arm(settings, tokens_of(settings), selection, threads=threads, device=device)
+        tokens = tokens_of(settings)
+        found = train_arm(settings, tokens, selection, threads=threads, device=device)
         trained[arm] = found
         recorded.keep(name, arm, found)
-        bits = np.mean([each.bits_per_byte for each in found.scores])
-        shown = "failed" if found.failures else f"{bits:.3f} bits per byte"
+        record = ablation_record(name, trained, tokens.bytes[selection.first : selection.last])
+        recorded.show(record)
+        shown = _shown(found)
         recorded.tell(f"arm {place}/{len(arms)}, {arm}: {shown} in {found.seconds:.0f} s")
-    record = ablation_record(name, trained)
     recorded.finish(record)
     return record

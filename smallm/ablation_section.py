@@ -30,16 +30,19 @@ def ablation_table(record: Record) -> Table:
 
 def ablation_section(record: Record) -> Html:
     """The sentences, the plot, the table and the settings that all arms share."""
-    seeds = len(record["arms"][0]["seeds"])
+    seeds, untrained = len(record["arms"][0]["seeds"]), record["untrained"]
+    same = len({tuple(row["seeds"]) for row in record["arms"]}) == 1
+    paired = "the same seeds are paired" if same else "their seeds are paired in order"
     about = (
-        f"Each arm trained {seeds} replicates on {record['tokens']:,} tokens each; the same seeds "
-        f"are paired. The control is “{record['control']}”. Scored on {record['documents']:,} "
+        f"Each arm trained {seeds} replicates on {record['tokens']:,} tokens each; {paired}. "
+        f"The control is “{record['control']}”. Scored on {record['documents']:,} "
         "documents of the selection slice; intervals are over seeds and documents."
     )
     return join(
         tag("p", tag("strong", record["question"])),
         tag("p", about),
         tag("ul", *(tag("li", each) for each in record["conclusion"])),
+        tag("p", f"Not trained yet: {', '.join(untrained)}.") if untrained else Html(""),
         figures(_plots(record), "ablation"),
         table(HEADER, (_cells(row) for row in record["arms"]), "figures"),
         details("Settings of all arms", pairs(record["settings"].items())),

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smallm.errors import SmallmError, unknown_name
-from smallm.settings import Settings
+from smallm.settings import Settings, overlaid
 
 SEEDS = (42, 43, 44, 45, 46)  # the fewest that can prove a difference: see smallm.significance
 Changes = Mapping[str, Any]
+SCORED: Changes = {"evaluate_at": (1.0,), "evaluation_bytes": None}
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,19 @@ def ablation(name: str) -> Ablation:
 def arms_of(name: str, given: Changes) -> dict[str, Settings]:
     """The settings of each arm, from those that a user gives.
 
-    SmallmError when one of them is what the ablation varies, or an arm's model does not have it.
+    SmallmError when one of them is what the ablation varies, or how it scores, or an arm's model
+    does not have it.
     """
     chosen = ablation(name)
     if taken := sorted(chosen.varied & set(given)):
         raise SmallmError(f"{', '.join(taken)}: ablation {name} varies it; leave it out")
+    for scored in sorted(set(SCORED) & set(given)):
+        raise SmallmError(
+            f"{scored}: an ablation scores once, at the end, on the whole selection slice; "
+            "leave it out"
+        )
     shape = {} if "architecture" in given else chosen.base
-    flat = {"seeds": SEEDS, **shape, **given}
+    flat = {"seeds": SEEDS, **overlaid(shape, given), **SCORED}
     arms = {}
     for arm, changes in chosen.arms.items():
         seeds = tuple(flat["seeds"])

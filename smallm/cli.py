@@ -16,7 +16,7 @@ from smallm.cli_corpus import RATIOS, corpus, corpus_tapes
 from smallm.cli_models import compare, evaluate, generate, machine_options
 from smallm.cli_plots import plot
 from smallm.errors import SmallmError
-from smallm.home import newest_search, open_home
+from smallm.home import newest_search, open_home, searches
 from smallm.options import (
     as_json,
     examples,
@@ -197,8 +197,8 @@ def _search_folder(name: str | None, *, marker: str = "result.json") -> Path:
     if name is None:
         return newest_search(home)
     if not (home / "searches" / name / marker).exists():
-        known = ", ".join(sorted(path.parent.name for path in home.glob(f"searches/*/{marker}")))
-        raise SmallmError(f"{home}: has no search {name!r}; known: {known or 'none'}")
+        known = ", ".join(searches(home, marker)) or "none"
+        raise SmallmError(f"{home}: has no search {name!r}; known: {known}")
     return home / "searches" / name
 
 

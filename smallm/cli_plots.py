@@ -14,7 +14,7 @@ import click
 from smallm.cli_corpus import RATIOS, corpus_tape
 from smallm.cli_models import Chosen, chosen_models, machine_options, only_model
 from smallm.errors import SmallmError
-from smallm.home import open_home
+from smallm.home import open_home, searches
 from smallm.options import as_json, examples, print_json
 from smallm.settings import CorpusSettings
 
@@ -224,6 +224,11 @@ def _trained(
             continue
         models.append(name)
         folder = Path(name).expanduser()
+        if must and not folder.exists():
+            known = ", ".join(searches(home, "result.json")) or "none"
+            raise SmallmError(
+                f"{name}: is neither a folder of `smallm train` nor a search; known: {known}"
+            )
         if must or (folder / CURVE).exists():
             trials.append(read_curve(folder))
     return trials, models

@@ -29,6 +29,7 @@ class EvaluationRun(RecordedRun):
         keep_temperatures(record, self.home)
         track_models(self.tracker, record, parent=self.kind)
         self.write(record, _page(f"Evaluation {self.folder.name}", record))
+        self.end()
 
 
 def track_models(tracker: Tracker, record: Mapping[str, Any], *, parent: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,3 +40,14 @@ def has_bf16(device: torch.device) -> bool:
 def _has_bf16_instructions() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """Why an error is one of missing memory; None when it is another."""
+    words = str(error)
+    asked = re.search(r"you tried to allocate (\d+) bytes", words)  # the CPU's; it has no type
+    if asked:
+        return f"out of memory: it needs {int(asked[1]) / 1e9:,.1f} GB more"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory: {words.splitlines()[0] if words else 'no more is left'}"
+    return None

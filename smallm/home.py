@@ -44,3 +44,8 @@ def newest_champion(home: Path) -> Path | None:
     """The model folder of the search that crowned last, if any has."""
     found = sorted(home.glob("searches/*/champion"), key=lambda path: path.stat().st_mtime)
     return found[-1] if found else None
+
+
+def searches(home: Path, marker: str) -> list[str]:
+    """The names of all searches that have written a file, such as result.json."""
+    return sorted(path.parent.name for path in home.glob(f"searches/*/{marker}"))

@@ -32,7 +32,15 @@ from smallm.predictors.loading import load_predictor
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
 from smallm.references import reference_scores
-from smallm.settings import SCORED_BYTES, CorpusSettings, Settings, validated
+from smallm.settings import (
+    SCORED_BYTES,
+    SHAPE,
+    CorpusSettings,
+    Settings,
+    overlaid,
+    shape_of,
+    validated,
+)
 from smallm.space import Space
 from smallm.storage import Mirror, Storage, kept_in
 from smallm.tape import Tape
@@ -390,10 +398,13 @@ def asked_for(
     corpus = Settings.from_flat(given).corpus
     fixed = {k: v for k, v in given.items() if k not in CorpusSettings.model_fields}
     changed = space.model_dump(mode="json")
-    changed["search"] = {k: v for k, v in changed["search"].items() if k not in fixed}
+    settled = set(fixed) | (SHAPE if shape_of(fixed) else set())
+    if SHAPE & set(fixed):
+        settled.add("preset")  # of the search: it would win over that part of a shape
+    changed["search"] = {k: v for k, v in changed["search"].items() if k not in settled}
     if "seeds" in fixed:
         changed["seeds"] = fixed.pop("seeds")
-    changed["settings"] |= fixed
+    changed["settings"] = overlaid(changed["settings"], fixed)
     changed |= {"trials": trials or space.trials, "confirmed": confirmed or space.confirmed}
     return validated(Space, changed), corpus
 

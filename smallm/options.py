@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from pydantic.fields import FieldInfo
 
 from smallm.errors import SmallmError
-from smallm.settings import Settings, fields, groups_of_fields, read_yaml
+from smallm.settings import Settings, fields, groups_of_fields, overlaid, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +106,7 @@ def settings_options(*groups: str) -> Callable[[Command], Command]:
         def collect(*args: Any, config: Path | None, **kwargs: Any) -> Any:
             flags = {name: kwargs.pop(name) for name in names}
             chosen = {name: value for name, value in flags.items() if value is not None}
-            given = (read_yaml(config) if config else {}) | chosen
+            given = overlaid(read_yaml(config) if config else {}, chosen)
             Settings.from_flat(given)  # a wrong value ends here, with one line
             return command(*args, given=given, **kwargs)
 
@@ -171,6 +171,13 @@ def run_program(command: click.Command) -> NoReturn:
         code = error.exit_code
     except SmallmError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        code = 1
+    except (MemoryError, RuntimeError) as error:
+        from smallm.hardware import out_of_memory  # imports torch
+
+        if not (why := out_of_memory(error)):
+            raise
+        click.echo(f"error: {why}", err=True)
         code = 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -26,6 +26,7 @@ class RecordedRun:
     def __init__(self, home: Path, *, tell: Callable[[str], None]) -> None:
         self.home = home
         self.folder = new_folder(home / f"{self.kind}s")
+        self.record = self.folder / f"{self.kind}.json"
         self.page = self.folder / f"{self.kind}.html"
         self.tell = tell
 
@@ -40,11 +41,13 @@ class RecordedRun:
         return self
 
     def write(self, record: Mapping[str, Any], page: str) -> None:
-        """Writes the record and its page, and ends the run with both as artifacts."""
-        file = self.folder / f"{self.kind}.json"
-        write_json(file, record)
+        """Writes the record and its page."""
+        write_json(self.record, record)
         write_text(self.page, page)
-        for path in (file, self.page):
+
+    def end(self) -> None:
+        """Ends the run, with the record and its page as artifacts."""
+        for path in (self.record, self.page):
             self.tracker.log_artifacts(self.kind, path)
         self.tracker.end_run(self.kind, status="FINISHED", reason="done")
 
@@ -56,6 +59,8 @@ class RecordedRun:
     ) -> None:
         if kind is not None:
             self.tracker.end_run(self.kind, status="FAILED", reason=str(error) or kind.__name__)
+            if self.page.exists():
+                self.tell(f"what was reached before: {self.page}")
         pending = self.tracker.close(timeout=SECONDS_FOR_MLFLOW)
         if pending:
             name = self.folder.name

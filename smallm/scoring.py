@@ -142,12 +142,21 @@ def predictions(
             logits: torch.Tensor = core(torch.from_numpy(inputs).to(device), **options)
         return logits
 
-    read = _read_sequences if getattr(core, "reads_sequences", False) else _read_windows
+    read = _read_sequences if _reads_sequences(core) else _read_windows
     try:
         for logits, gold in read(logits_after, tokens, positions, _sight(core, window)):
             yield logits.float(), torch.from_numpy(gold).to(device)
     finally:
         core.train(training)
+
+
+def places_before(core: nn.Module, window: int) -> int:
+    """How many inputs of a sequence that `score` reads only lead to what it scores."""
+    return _sight(core, window) - 1 if _reads_sequences(core) else 0
+
+
+def _reads_sequences(core: nn.Module) -> bool:
+    return bool(getattr(core, "reads_sequences", False))
 
 
 def _sight(core: nn.Module, window: int) -> int:

@@ -131,12 +131,19 @@ class TokenizerSettings(Group):
 
 
 SEQUENCE_WINDOWS = 2  # in a training sequence: half of its tokens have a whole window before them
-PRESETS: dict[str | None, dict[str, int]] = {
+PRESETS: dict[str, dict[str, int]] = {
     "tiny": {"embedding": 128, "hidden": 512, "depth": 4, "heads": 4, "window": 64},
     "small": {"embedding": 256, "hidden": 1024, "depth": 6, "heads": 4, "window": 128},
     "base": {"embedding": 384, "hidden": 1536, "depth": 8, "heads": 6, "window": 256},
 }
+SHAPE = set(PRESETS["tiny"])  # the settings that a preset gives
 ONLY = {"transformer": ("preset", "heads", "kv_heads", "bigrams")}  # what no other has
+
+
+def shape_of(given: Mapping[str, Any]) -> dict[str, int]:
+    """What the preset of flat settings stands for; nothing where there is none."""
+    preset = given.get("preset")
+    return PRESETS.get(preset, {}) if isinstance(preset, str) else {}
 
 
 class ModelSettings(Group):
@@ -173,16 +180,13 @@ class ModelSettings(Group):
     @classmethod
     def _filled_in(cls, given: Any) -> Any:
         """A preset's shape in place of the defaults."""
-        if not isinstance(given, dict) or given.get("preset") not in PRESETS:
-            return given
-        shape = PRESETS[given["preset"]]
+        shape = shape_of(given) if isinstance(given, dict) else {}
         for name, value in shape.items():
-            found = given.get(name, value)
-            if found not in (value, cls.model_fields[name].default):
+            if (found := given.get(name, value)) != value:
                 raise ValueError(
                     f"{name} is {found!r}, but preset {given['preset']} has {value}: give one"
                 )
-        return {**given, **shape}
+        return {**given, **shape} if shape else given
 
     @field_validator("activation")
     @classmethod
@@ -234,6 +238,9 @@ class ModelSettings(Group):
         return name
 
 
+MUON_RATE = 0.02
+
+
 class TrainingSettings(Group):
     """How the model is trained."""
 
@@ -247,7 +254,7 @@ class TrainingSettings(Group):
     """Peak learning rate of AdamW; a transformer's is that of width 128, whatever its width."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` moves the hidden matrices by Muon, and embeddings, norms and biases by AdamW."""
-    muon_learning_rate: float = Field(default=0.02, gt=0)
+    muon_learning_rate: float = Field(default=MUON_RATE, gt=0)
     """Peak learning rate of Muon, for a model of any width."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay, on matrices only."""
@@ -298,6 +305,11 @@ class TrainingSettings(Group):
             raise ValueError(
                 f"curriculum_order is {self.curriculum_order!r}, but there is no curriculum: give "
                 "one, such as length"
+            )
+        if self.optimizer != "muon" and self.muon_learning_rate != MUON_RATE:
+            raise ValueError(
+                f"muon_learning_rate is {self.muon_learning_rate:g}, but optimizer "
+                f"{self.optimizer} has only learning_rate: allowed is optimizer muon"
             )
         if self.scheduled_sampling and self.replication == "stacked":
             raise ValueError(
@@ -357,7 +369,7 @@ class Settings(Group):
 
     def replace(self, **values: Any) -> Settings:
         """The same settings with some flat names changed, validated again."""
-        return Settings.from_flat({**self.flat(), **values})
+        return Settings.from_flat(overlaid(self.flat(), values))
 
     def to_yaml(self) -> str:
         """A file for `--config`, each setting with its explanation above it."""
@@ -366,6 +378,18 @@ class Settings(Group):
             lines.append(f"# {fields()[name].description}")
             lines.append(f"{name}: {json.dumps(value, ensure_ascii=False)}")
         return "\n".join(lines) + "\n"
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings with others over them, which win.
+
+    A preset above takes the place of a shape below; a part of a shape that of a preset's.
+    """
+    if shape_of(above):
+        below = {name: value for name, value in below.items() if name not in SHAPE}
+    elif SHAPE & set(above) and (shape := shape_of(below)):
+        below = {**below, **shape, "preset": None}
+    return {**below, **above}
 
 
 @cache

@@ -10,9 +10,9 @@ import hashlib
 import json
 import math
 import platform
-import re
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,10 @@ from smallm.batches import Batches, Sequences, training_batches
 from smallm.curriculum import Staged
 from smallm.errors import SmallmError
 from smallm.files import keep_first_json, read_json, whole_folder, write_json
-from smallm.hardware import PRECISIONS, half_dtype, precision_of
+from smallm.hardware import PRECISIONS, half_dtype, out_of_memory, precision_of
 from smallm.provenance import code_digest
 from smallm.replicates import Group, groups_of
-from smallm.scoring import score
+from smallm.scoring import places_before, score
 from smallm.settings import Settings
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
@@ -254,15 +254,9 @@ class Training:
         self.activity.pop(seed, None)
         if seed in self.failures:
             return PENALTY
-        core = self.trained(seed)
-        with watched(core) as units:
-            scores = score(
-                core,
-                self.tokens,
-                self.selection,
-                window=self.settings.model.window,
-                dtype=self.dtype,
-            )
+        core, window = self.trained(seed), self.settings.model.window
+        with watched(core, before=places_before(core, window)) as units:
+            scores = score(core, self.tokens, self.selection, window=window, dtype=self.dtype)
         if found := units.activity():
             self.activity[seed] = found
         return scores.bits_per_byte if math.isfinite(scores.bits_per_byte) else PENALTY
@@ -280,8 +274,15 @@ class Training:
         if self.settings.model.dropout or self.settings.training.scheduled_sampling:
             return False  # stacked replicates share random numbers, and a seed must fix its own
         kept = self.tokens.tape.folder / "replication" / f"{self._shape_digest()}.json"
-        if not kept.exists():
-            keep_first_json(kept, self._seconds_of_ways())
+        try:
+            if not kept.exists():
+                keep_first_json(kept, self._seconds_of_ways())
+        except (MemoryError, RuntimeError) as error:
+            if not (why := out_of_memory(error)):
+                raise
+            # Not kept: what is free depends on what else runs.
+            warnings.warn(f"replicates train in turn, not stacked: {why}", stacklevel=2)
+            return False
         seconds = read_json(kept)
         return bool(seconds["stacked"] < seconds["sequential"])
 
@@ -322,17 +323,6 @@ class Training:
         for group in groups:
             self._take_steps(group, first, until)
         return time.perf_counter() - start
-
-
-def out_of_memory(error: Exception) -> str | None:
-    """Why an error is one of missing memory; None when it is another."""
-    words = str(error)
-    asked = re.search(r"you tried to allocate (\d+) bytes", words)  # the CPU's; it has no type
-    if asked:
-        return f"out of memory: it needs {int(asked[1]) / 1e9:,.1f} GB more"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return f"out of memory: {words.splitlines()[0] if words else 'no more is left'}"
-    return None
 
 
 def no_memory(settings: Settings, why: str, last: Progress | None) -> Progress:

@@ -18,9 +18,10 @@ PIECE = 256  # tokens of a text that are read at once
 
 
 class _Watch:
-    """Sums up the first outputs of one activation."""
+    """Sums up the first outputs of one activation, without those of what stands `before`."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: int) -> None:
+        self.before = before
         self.places = 0
         self.flat = 0
         self.total = 0.0
@@ -32,10 +33,13 @@ class _Watch:
         if left <= 0:
             return
         units = output.shape[-1]
-        found = output.detach().reshape(-1, units)[:left].float()  # (places, units)
+        entered, found = (
+            each.detach()[..., self.before :, :].reshape(-1, units)[:left].float()
+            for each in (inputs[0], output)
+        )  # (places, units)
         self.places += len(found)
         self.total += float(found.sum())
-        self.flat += int((_slope(module, inputs[0].reshape(-1, units)[:left]).abs() < FLAT).sum())
+        self.flat += int((_slope(module, entered).abs() < FLAT).sum())
         low, high = found.amin(0), found.amax(0)
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
@@ -52,7 +56,7 @@ class _Watch:
 def _slope(module: nn.Module, inputs: Tensor) -> Tensor:
     """The derivative of an activation at its inputs."""
     with torch.inference_mode(False), torch.enable_grad():
-        given = inputs.detach().clone().float().requires_grad_()
+        given = inputs.clone().requires_grad_()
         (slope,) = torch.autograd.grad(module.forward(given).sum(), given)
     return slope
 
@@ -60,12 +64,12 @@ def _slope(module: nn.Module, inputs: Tensor) -> Tensor:
 class Watched:
     """The activations of a model that are looked at."""
 
-    def __init__(self, model: nn.Module, kinds: Kinds) -> None:
+    def __init__(self, model: nn.Module, kinds: Kinds, before: int) -> None:
         self._watches = []
         self._hooks = []
         for each in model.modules():
             if isinstance(each, kinds):
-                self._watches.append(_Watch())
+                self._watches.append(_Watch(before))
                 self._hooks.append(each.register_forward_hook(self._watches[-1]))
 
     def activity(self) -> Activity | None:
@@ -80,9 +84,14 @@ class Watched:
 
 
 @contextmanager
-def watched(model: nn.Module, *, kinds: Kinds = (Activation,)) -> Iterator[Watched]:
-    """Looks at what the activations of a model give to the first SAMPLE places of a text."""
-    found = Watched(model, kinds)
+def watched(
+    model: nn.Module, *, kinds: Kinds = (Activation,), before: int = 0
+) -> Iterator[Watched]:
+    """Looks at what the activations of a model give to the first SAMPLE places of a text.
+
+    Of each sequence the model reads, so many places stand `before` the text.
+    """
+    found = Watched(model, kinds, before)
     try:
         yield found
     finally:
@@ -96,6 +105,8 @@ def activity_on(predictor: Any, text: str) -> Activity:
     known: list[Any] = list(ACT2CLS.values())
     pretrained = [each[0] if isinstance(each, tuple) else each for each in known]
     ids = predictor.tokenizer(text)["input_ids"][:SAMPLE]
+    if not ids:
+        raise SmallmError(f"{predictor.name}: the text is empty, no hidden unit reads anything")
     size = min(predictor.context or PIECE, PIECE)
     with watched(predictor.model, kinds=(Activation, *pretrained)) as units, torch.no_grad():
         for start in range(0, len(ids), size):

@@ -16,7 +16,7 @@ from smallm.plots import tokens_shown
 from smallm.predictors.causal import Causal
 from smallm.predictors.masked import Masked
 from smallm.results import reported, trial_record
-from smallm.scoring import score
+from smallm.scoring import places_before, score
 from smallm.settings import ModelSettings, Settings
 from smallm.training import Training
 from smallm.watching import activity_on, watched
@@ -175,3 +175,40 @@ def test_a_model_without_activations_is_one_line():
         block.mlp.act = torch.nn.Identity()
     with pytest.raises(SmallmError, match="gpt2: has no activation functions"):
         activity_on(Causal("gpt2", model, tokenizer), "some text")
+
+
+def test_what_leads_to_the_text_that_is_scored_is_not_looked_at(bpe_tokens):
+    """A transformer reads what stands before a slice too, which may be text it was trained on."""
+    shape = ModelSettings(
+        architecture="transformer", embedding=16, hidden=UNITS, depth=2, heads=2, window=8
+    )
+    core = architecture("transformer")(shape, bpe_tokens.vocabulary)
+    core.initialize(torch.Generator().manual_seed(0))
+    part = bpe_tokens.tape.beginning(bpe_tokens.tape.heldout([0.8])[0], 20_000)
+    first, last = bpe_tokens.span(part)
+    assert last - first > SAMPLE
+    before = places_before(core, 8)
+    assert before == core.reach - 1
+    with watched(core, before=before) as units:
+        score(core, bpe_tokens, part, window=8)
+    found = units.activity().layers[0]
+    outputs = []
+    core.layers[0].perceptron.activation.register_forward_hook(
+        lambda module, given, output: outputs.append(output)
+    )
+    start = first - core.reach
+    ids = torch.from_numpy(bpe_tokens.tokens[start : first + SAMPLE].astype("int64"))[None]
+    with torch.no_grad():
+        core(ids)
+    held_out = outputs[0][0, core.reach :][:SAMPLE]
+    assert found.mean == pytest.approx(float(held_out.mean()), rel=1e-4)
+
+
+def test_no_text_and_no_such_model_are_one_line(smallm, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    model, tokenizer = tiny_models.gpt2()
+    with pytest.raises(SmallmError, match="gpt2: the text is empty"):
+        activity_on(Causal("gpt2", model, tokenizer), "")
+    run = smallm("plot", "curves", "nosuch")
+    assert run.code == 1
+    assert "nosuch: is neither a folder of `smallm train` nor a search; known: none" in run.err

@@ -587,3 +587,10 @@ def test_a_transformer_is_trained_evaluated_and_continued_by_the_same_commands(
     written = smallm("generate", folder, "--prompt", "The small", "--temperature", "fitted")
     assert written.code == 0, written.err
     assert written.out.startswith("The small")
+
+
+def test_a_model_that_the_memory_cannot_hold_is_one_line(smallm, corpus_options):
+    run = smallm("train", *corpus_options, "--hidden", 10**11, "--seeds", 1)
+    assert run.code == 1
+    assert run.err.splitlines()[-1].startswith("error: out of memory: it needs")
+    assert "Traceback" not in run.err

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallm.ablations import ABLATIONS, arms_of
+from smallm.ablations import ABLATIONS, Ablation, arms_of
 from smallm.cli import cli
 from smallm.errors import SmallmError
 from smallm.losses import loss_of
@@ -139,6 +139,8 @@ def test_the_arms_of_an_ablation_differ_in_what_it_varies_and_nothing_else(name)
 def test_an_ablation_does_not_take_what_it_varies_or_its_model_lacks():
     with pytest.raises(SmallmError, match="dropout: ablation dropout varies it; leave it out"):
         arms_of("dropout", {"dropout": 0.1})
+    with pytest.raises(SmallmError, match="evaluate_at: an ablation scores once, at the end"):
+        arms_of("dropout", {"evaluate_at": (0.5, 1.0)})
     with pytest.raises(SmallmError, match="known: activation, curriculum-length"):
         arms_of("activations", {})
     with pytest.raises(SmallmError, match="architecture mlp reads no sequences: allowed is trans"):
@@ -196,3 +198,46 @@ def test_without_a_name_the_ablations_are_listed(small):
     done = run()
     assert all(name in done.output for name in ABLATIONS)
     assert "against teacher forcing" in done.output
+
+
+def test_a_shape_that_is_given_takes_the_place_of_an_ablations_own():
+    arm, *_ = arms_of("scheduled-sampling", {"embedding": 256, "batch_size": 512}).values()
+    assert (arm.model.architecture, arm.model.embedding, arm.model.hidden) == (
+        "transformer", 256, 512,
+    )  # fmt: skip
+    assert arm.training.batch_size == 512
+    arm, *_ = arms_of("scheduled-sampling", {"preset": "small"}).values()
+    assert arm.model.embedding == 256
+
+
+def test_an_arm_without_memory_fails_with_its_reason(small, monkeypatch):
+    arms = {"narrow": {"hidden": 16}, "vast": {"hidden": 10**11}, "wide": {"hidden": 24}}
+    monkeypatch.setitem(ABLATIONS, "width", Ablation("Does width help?", arms))
+    small = [each for each in small if each not in ("--hidden", 16)]
+    done = run("width", *small, "--training-tokens", 1_000, "--seeds", "1,2", "--json")
+    assert done.exit_code == 0, done.output
+    narrow, vast, wide = json.loads(done.stdout)["arms"]
+    assert vast["reason"].startswith("out of memory: it needs")
+    assert "bits_per_byte" not in vast
+    assert {"better_by", "bits_per_byte"} <= set(wide)
+    assert "better_by" not in narrow
+
+
+def test_an_ablation_that_ends_early_has_written_the_arms_before(small, tmp_path, monkeypatch):
+    arms = {"plain": {"compile": False}, "compiled": {"compile": True}}
+    monkeypatch.setitem(ABLATIONS, "compile", Ablation("Is a compiled model as good?", arms))
+    monkeypatch.setenv("CXX", "no-compiler-of-this-name")
+    with pytest.raises(SmallmError, match="compile needs a C") as error:
+        run("compile", *small, "--training-tokens", 1_000, "--seeds", "1,2")
+    assert "\n" not in str(error.value)
+    (file,) = tmp_path.glob("ablations/*/ablation.json")
+    record = json.loads(file.read_text())
+    assert [row["name"] for row in record["arms"]] == ["plain"]
+    assert record["untrained"] == ["compiled"]
+    assert record["settings"]["evaluate_at"] == [1.0]
+    assert "Not trained yet: compiled." in file.with_suffix(".html").read_text()
+    client = mlflow.MlflowClient(local_uri(tmp_path))
+    experiment = client.get_experiment_by_name("smallm").experiment_id
+    statuses = {each.data.tags["smallm.kind"]: each.info.status
+                for each in client.search_runs([experiment])}  # fmt: skip
+    assert statuses == {"ablation": "FAILED", "arm": "FINISHED"}

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from smallm.errors import SmallmError
-from smallm.settings import Settings, fields, groups_of_fields, read_yaml
+from smallm.ledger import asked_for
+from smallm.settings import SHAPE, Settings, fields, groups_of_fields, overlaid, read_yaml
+from smallm.space import load_space
 
 
 @pytest.mark.parametrize(
@@ -88,3 +90,29 @@ def test_settings_can_not_be_changed_in_place():
 
 def test_defaults_survive_a_yaml_parser():
     assert yaml.safe_load(Settings().to_yaml()) == Settings().flat()
+
+
+V2 = {"architecture": "transformer"}
+
+
+def test_a_preset_above_takes_the_place_of_a_shape_below_and_a_shape_its_part_of_a_preset():
+    file = {**V2, "embedding": 64, "hidden": 9}
+    assert overlaid(file, {"preset": "tiny"}) == {**V2, "preset": "tiny"}
+    model = Settings.from_flat(overlaid({**V2, "preset": "tiny"}, {"embedding": 256})).model
+    assert (model.preset, model.embedding, model.hidden, model.depth) == (None, 256, 512, 4)
+    assert overlaid({"preset": None}, {"embedding": 8}) == {"preset": None, "embedding": 8}
+    tiny = Settings().replace(**V2, preset="tiny")
+    assert tiny.model.embedding == 128
+    assert tiny.replace(learning_rate=0.1).model == tiny.model
+    assert tiny.replace(window=32).model == tiny.model.model_copy(
+        update={"preset": None, "window": 32}
+    )
+
+
+def test_what_a_person_fixes_of_a_shape_is_not_searched():
+    preset, _ = asked_for(load_space("quick"), {**V2, "preset": "tiny", "batch_size": 512})
+    assert not SHAPE & set(preset.search)
+    assert preset.config(preset.default_point()).model.hidden == 512
+    wide, _ = asked_for(load_space("full"), {**V2, "embedding": 256})
+    assert "preset" not in wide.search
+    assert wide.config(wide.default_point()).model.embedding == 256

@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 
 from smallm.calibration import fitted_temperature
 from smallm.errors import SmallmError
+from smallm.replicates import Group
 from smallm.scoring import score
 from smallm.settings import CorpusSettings, Settings, TokenizerSettings
 from smallm.tape_building import build_tape
@@ -403,3 +404,20 @@ def test_seeds_do_not_touch_the_global_generator(bpe_tokens):
     torch.manual_seed(5)
     run(SMALL.replace(dropout=0.3, seeds=[1]), bpe_tokens)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_replicates_that_stacked_need_too_much_memory_train_in_turn(bpe_tokens, monkeypatch):
+    step = Group.step
+
+    def short_of_memory(group, *inputs, **options):
+        if group.stacked:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(group, *inputs, **options)
+
+    monkeypatch.setattr(Group, "step", short_of_memory)
+    with pytest.warns(UserWarning, match="train in turn, not stacked: out of memory: CUDA out"):
+        training, records = run(SMALL.replace(replication="auto", hidden=21), bpe_tokens)
+    assert not training.stacked
+    assert not records[-1].failures
+    kept = bpe_tokens.tape.folder / "replication" / f"{training._shape_digest()}.json"
+    assert not kept.exists()

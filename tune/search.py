@@ -121,7 +121,8 @@ def train_trial(
     config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
     """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
-    from smallm.training import Training, no_memory, out_of_memory
+    from smallm.hardware import out_of_memory
+    from smallm.training import Training, no_memory
 
     settings = space.config(config["point"])
     tokens = opened_here(settings, folders, job)
