@@ -172,6 +172,9 @@ def run_program(command: click.Command) -> NoReturn:
     except SmallmError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         code = 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        code = 130
     except (MemoryError, RuntimeError) as error:
         from smallm.hardware import out_of_memory  # imports torch
 
@@ -179,7 +182,4 @@ def run_program(command: click.Command) -> NoReturn:
             raise
         click.echo(f"error: {why}", err=True)
         code = 1
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        code = 130
     sys.exit(code if isinstance(code, int) else 0)
