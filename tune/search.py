@@ -188,7 +188,7 @@ class OptunaSearcher(Searcher):
         self.study.enqueue_trial(space.default_point())
         self.space = space
         self.asked: dict[str, optuna.trial.Trial] = {}
-        self.told: set[tuple[str, int]] = set()
+        self.told: dict[str, set[int]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next config; the default one comes first."""
@@ -198,9 +198,9 @@ class OptunaSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes an intermediate value on, once."""
         step = int(unpacked(result)["tokens"])
-        if trial_id in self.asked and (trial_id, step) not in self.told:
+        if trial_id in self.asked and step not in self.told.setdefault(trial_id, set()):
             self.asked[trial_id].report(result[METRIC], step=step)
-            self.told.add((trial_id, step))
+            self.told[trial_id].add(step)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -211,9 +211,11 @@ class OptunaSearcher(Searcher):
         if error or result is None:
             # It has failed three times: were it told as failed, it could be suggested again.
             self.study.tell(self.asked.pop(trial_id), PENALTY)
+            self.told.pop(trial_id, None)
             return
         self.on_trial_result(trial_id, result)
         trial = self.asked.pop(trial_id)
+        del self.told[trial_id]
         if unpacked(result)["finished"]:
             self.study.tell(trial, result[METRIC])
         else:
@@ -280,6 +282,9 @@ class Listener(tune.Callback):
         )
         self.tracker.end_run(f"trial/{trial.trial_id}", status=status, reason=reason)
         self.display.ended(trial.config["number"], last, reason)
+        # Of every number Ray keeps statistics, of all trials to the end of the search; nobody asks.
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
 
 
 def _last_line(path: str | None) -> str | None:
