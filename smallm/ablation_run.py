@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from smallm import significance
 from smallm.ablation_section import ablation_section
 from smallm.ablations import ablation
+from smallm.errors import SmallmError
 from smallm.hardware import out_of_memory
 from smallm.page import page
 from smallm.recorded_run import RecordedRun
@@ -24,6 +25,7 @@ from smallm.training import Training
 
 BOOTSTRAP_SEED = 0
 Bytes = NDArray[np.int64]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,19 @@ class Trained:
     def nll(self) -> NDArray[np.float64]:
         """(seeds, documents), in nats."""
         return np.stack([each.nll for each in self.scores])
+
+    @property
+    def reason(self) -> str:
+        """Why replicates ended early, once where it is the same for all seeds; else empty."""
+        reasons = set(self.failures.values())
+        if len(reasons) == 1 and set(self.failures) == set(self.settings.training.seeds):
+            return next(iter(reasons))
+        return "; ".join(f"seed {seed}: {why}" for seed, why in self.failures.items())
+
+    def __str__(self) -> str:
+        if self.failures:
+            return f"failed ({self.reason})"
+        return f"{np.mean([each.bits_per_byte for each in self.scores]):.3f} bits per byte"
 
 
 def train_arm(
@@ -70,64 +85,59 @@ def train_arm(
     return Trained(settings, scores, last.failures, seconds, last.budget)
 
 
-def ablation_record(name: str, arms: Mapping[str, Trained], slice_bytes: Bytes) -> dict[str, Any]:
-    """What the arms trained so far reached and how they differ from the control, the first.
+def arm_row(name: str, arm: str, trained: Trained, control: Trained, sizes: Bytes) -> Row:
+    """What an arm reached, and how it differs from the control unless it is the control.
 
-    `slice_bytes` has the size of each document of the selection slice.
+    `sizes` has the bytes of each document of the selection slice.
     """
     chosen = ablation(name)
-    control = arms[chosen.control]
-    rows = []
-    for arm, trained in arms.items():
-        row: dict[str, Any] = {
-            "name": arm,
-            "changes": dict(chosen.arms[arm]),
-            "seeds": list(trained.settings.training.seeds),
-            "seconds": trained.seconds,
+    seeds = trained.settings.training.seeds
+    row: Row = {
+        "name": arm,
+        "changes": dict(chosen.arms[arm]),
+        "seeds": list(seeds),
+        "seconds": trained.seconds,
+    }
+    if trained.failures:
+        return row | {"reason": trained.reason}
+    interval = significance.multi_bootstrap(trained.nll, sizes, seed=BOOTSTRAP_SEED)
+    row["bits_per_byte"] = asdict(interval) | {
+        "per_seed": {
+            str(seed): scores.bits_per_byte
+            for seed, scores in zip(seeds, trained.scores, strict=True)
         }
-        if trained.failures:
-            row["reason"] = _reason(trained.failures)
-        else:
-            interval = significance.multi_bootstrap(trained.nll, slice_bytes, seed=BOOTSTRAP_SEED)
-            row["bits_per_byte"] = asdict(interval) | {
-                "per_seed": {
-                    str(seed): scores.bits_per_byte
-                    for seed, scores in zip(row["seeds"], trained.scores, strict=True)
-                }
-            }
-        if arm != chosen.control and not trained.failures and not control.failures:
-            row |= _against_control(arm, trained, chosen.control, control, slice_bytes)
-        rows.append(row)
+    }
+    if arm != chosen.control:
+        row |= _against_control(arm, trained, chosen.control, control, sizes)
+    return row
+
+
+def ablation_record(name: str, control: Trained, rows: list[Row], sizes: Bytes) -> dict[str, Any]:
+    """The record of an ablation up to the arms that have a row."""
+    chosen = ablation(name)
     return {
         "ablation": name,
         "question": chosen.question,
         "control": chosen.control,
         "tokens": control.tokens,
         "slice": "selection",
-        "bytes": int(slice_bytes.sum()),
-        "documents": len(slice_bytes),
+        "bytes": int(sizes.sum()),
+        "documents": len(sizes),
         "settings": {
             key: value
             for key, value in control.settings.flat().items()
             if key not in chosen.varied and key != "seeds"
         },
         "arms": rows,
-        "untrained": [arm for arm in chosen.arms if arm not in arms],
-        "conclusion": _conclusion(rows, chosen.control),
+        "untrained": list(chosen.arms)[len(rows) :],
+        "conclusion": _conclusion(rows),
     }
 
 
-def _reason(failures: Mapping[int, str]) -> str:
-    """Why replicates ended early, once where it is the same for all."""
-    if len(set(failures.values())) == 1 < len(failures):
-        return next(iter(failures.values()))
-    return "; ".join(f"seed {seed}: {why}" for seed, why in failures.items())
-
-
 def _against_control(
-    name: str, arm: Trained, control_name: str, control: Trained, slice_bytes: Bytes
+    name: str, arm: Trained, control_name: str, control: Trained, sizes: Bytes
 ) -> dict[str, Any]:
-    comparison = significance.compare(arm.nll, control.nll, slice_bytes, seed=BOOTSTRAP_SEED)
+    comparison = significance.compare(arm.nll, control.nll, sizes, seed=BOOTSTRAP_SEED)
     names = (f"“{name}”", f"“{control_name}”")
     words = significance.sentence(comparison, *names, source="this ablation")
     return {
@@ -137,7 +147,7 @@ def _against_control(
     }
 
 
-def _conclusion(rows: list[dict[str, Any]], control: str) -> list[str]:
+def _conclusion(rows: list[Row]) -> list[str]:
     """A sentence for each arm, and a warning when there are many."""
     failed = [
         f"“{row['name']}” did not train to its end ({row['reason']}): it is not compared."
@@ -145,8 +155,6 @@ def _conclusion(rows: list[dict[str, Any]], control: str) -> list[str]:
         if "reason" in row
     ]
     found = [row["sentence"] for row in rows if "sentence" in row]
-    if not found and any(row["name"] == control and "reason" in row for row in rows):
-        failed.append("Without its control this ablation says nothing.")
     if len(found) > 2:
         found.append(
             f"{len(found)} arms meet one control: of so many, one may look different by chance."
@@ -175,9 +183,10 @@ class AblationRun(RecordedRun):
             if seed not in trained.failures
         }
         self.tracker.log(key, figures, step=trained.tokens)
-        reason = _reason(trained.failures) or "trained"
         self.tracker.end_run(
-            key, status="FAILED" if trained.failures else "FINISHED", reason=reason
+            key,
+            status="FAILED" if trained.failures else "FINISHED",
+            reason=trained.reason or "trained",
         )
 
     def show(self, record: Mapping[str, Any]) -> None:
@@ -198,12 +207,6 @@ class AblationRun(RecordedRun):
         self.end()
 
 
-def _shown(trained: Trained) -> str:
-    if trained.failures:
-        return f"failed ({_reason(trained.failures)})"
-    return f"{np.mean([each.bits_per_byte for each in trained.scores]):.3f} bits per byte"
-
-
 def run(
     name: str,
     arms: Mapping[str, Settings],
@@ -214,17 +217,26 @@ def run(
     threads: int,
     device: str,
 ) -> dict[str, Any]:
-    """Trains the arms one after another, records each as it ends, gives the record."""
-    trained: dict[str, Trained] = {}
+    """Trains the arms one after another, records each as it ends, gives the record.
+
+    SmallmError when the control fails: there is nothing to hold the others against.
+    """
+    control: Trained | None = None
     record: dict[str, Any] = {}
+    rows: list[Row] = []
     for place, (arm, settings) in enumerate(arms.items(), start=1):
         tokens = tokens_of(settings)
-        found = train_arm(settings, tokens, selection, threads=threads, device=device)
-        trained[arm] = found
-        recorded.keep(name, arm, found)
-        record = ablation_record(name, trained, tokens.bytes[selection.first : selection.last])
+        trained = train_arm(settings, tokens, selection, threads=threads, device=device)
+        control = control or trained
+        recorded.keep(name, arm, trained)
+        sizes = tokens.bytes[selection.first : selection.last]
+        rows.append(arm_row(name, arm, trained, control, sizes))
+        record = ablation_record(name, control, rows, sizes)
         recorded.show(record)
-        shown = _shown(found)
-        recorded.tell(f"arm {place}/{len(arms)}, {arm}: {shown} in {found.seconds:.0f} s")
+        recorded.tell(f"arm {place}/{len(arms)}, {arm}: {trained} in {trained.seconds:.0f} s")
+        if control.failures:
+            raise SmallmError(
+                f"ablation {name}: its control, {arm!r}, did not train to its end: {trained.reason}"
+            )
     recorded.finish(record)
     return record

@@ -133,8 +133,9 @@ def arms_of(name: str, given: Changes) -> dict[str, Settings]:
             f"{scored}: an ablation scores once, at the end, on the whole selection slice; "
             "leave it out"
         )
-    shape = {} if "architecture" in given else chosen.base
-    flat = {"seeds": SEEDS, **overlaid(shape, given), **SCORED}
+    own = chosen.base.get("architecture")
+    base = chosen.base if given.get("architecture", own) == own else {}
+    flat = {"seeds": SEEDS, **overlaid(base, given), **SCORED}
     arms = {}
     for arm, changes in chosen.arms.items():
         seeds = tuple(flat["seeds"])

@@ -7,6 +7,9 @@ import re
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NO_MEMORY = re.compile(  # as errors without a type of their own say it
+    "CUDA error: out of memory|STATUS_ALLOC_FAILED|Storage size calculation overflowed"
+)
 TENSOR_CORES = (7, 0)  # the compute capability from which fp16 is faster on a GPU
 
 
@@ -47,7 +50,7 @@ def out_of_memory(error: Exception) -> str | None:
     words = str(error)
     asked = re.search(r"you tried to allocate (\d+) bytes", words)  # the CPU's; it has no type
     if asked:
-        return f"out of memory: it needs {int(asked[1]) / 1e9:,.1f} GB more"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory: it needs {int(asked[1]) / 1e6:,.0f} MB more"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(words):
         return f"out of memory: {words.splitlines()[0] if words else 'no more is left'}"
     return None

@@ -395,12 +395,12 @@ def asked_for(
 
     `given` settings are fixed for all trials, whatever the space says of them.
     """
-    corpus = Settings.from_flat(given).corpus
+    corpus = Settings.from_flat(
+        {name: value for name, value in given.items() if name in CorpusSettings.model_fields}
+    ).corpus
     fixed = {k: v for k, v in given.items() if k not in CorpusSettings.model_fields}
     changed = space.model_dump(mode="json")
     settled = set(fixed) | (SHAPE if shape_of(fixed) else set())
-    if SHAPE & set(fixed):
-        settled.add("preset")  # of the search: it would win over that part of a shape
     changed["search"] = {k: v for k, v in changed["search"].items() if k not in settled}
     if "seeds" in fixed:
         changed["seeds"] = fixed.pop("seeds")

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from pydantic.fields import FieldInfo
 
 from smallm.errors import SmallmError
-from smallm.settings import Settings, fields, groups_of_fields, overlaid, read_yaml
+from smallm.settings import fields, groups_of_fields, overlaid, read_yaml
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,8 +96,9 @@ class Temperature(click.ParamType[float | str]):
 def settings_options(*groups: str) -> Callable[[Command], Command]:
     """Gives a command a flag for every setting of the groups, and `--config`.
 
-    The command receives `given`: the flat settings that the user chose. Flags win over the file;
-    `Settings.from_flat(given)` adds the defaults.
+    The command receives `given`: the flat settings that the user chose. Flags win over the file.
+    `Settings.from_flat(given)` checks them and adds the defaults; a command that has its own adds
+    those before.
     """
     names = [name for name, group in groups_of_fields().items() if group in groups]
 
@@ -107,7 +108,6 @@ def settings_options(*groups: str) -> Callable[[Command], Command]:
             flags = {name: kwargs.pop(name) for name in names}
             chosen = {name: value for name, value in flags.items() if value is not None}
             given = overlaid(read_yaml(config) if config else {}, chosen)
-            Settings.from_flat(given)  # a wrong value ends here, with one line
             return command(*args, given=given, **kwargs)
 
         for name in reversed(names):

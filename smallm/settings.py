@@ -152,7 +152,7 @@ class ModelSettings(Group):
     architecture: str = "mlp"
     """`mlp` is SmaLLM v1, a perceptron over a fixed window; `transformer` is SmaLLM v2."""
     preset: Literal["tiny", "small", "base"] | None = None
-    """Shape of a transformer of 0.8, 4.8 or 14.3 M parameters without its embeddings."""
+    """Shape of a transformer of 0.8, 4.8 or 14.3 M parameters without embeddings, if not given."""
     activation: str = "relu2"
     """Nonlinearity of the hidden layers. A transformer also has the gated swiglu and geglu."""
     window: int = Field(default=16, ge=1, le=1024)
@@ -179,14 +179,8 @@ class ModelSettings(Group):
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, given: Any) -> Any:
-        """A preset's shape in place of the defaults."""
-        shape = shape_of(given) if isinstance(given, dict) else {}
-        for name, value in shape.items():
-            if (found := given.get(name, value)) != value:
-                raise ValueError(
-                    f"{name} is {found!r}, but preset {given['preset']} has {value}: give one"
-                )
-        return {**given, **shape} if shape else given
+        """A preset's shape in place of the defaults; what is given beside it wins."""
+        return {**shape_of(given), **given} if isinstance(given, dict) else given
 
     @field_validator("activation")
     @classmethod
@@ -238,9 +232,6 @@ class ModelSettings(Group):
         return name
 
 
-MUON_RATE = 0.02
-
-
 class TrainingSettings(Group):
     """How the model is trained."""
 
@@ -254,8 +245,8 @@ class TrainingSettings(Group):
     """Peak learning rate of AdamW; a transformer's is that of width 128, whatever its width."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` moves the hidden matrices by Muon, and embeddings, norms and biases by AdamW."""
-    muon_learning_rate: float = Field(default=MUON_RATE, gt=0)
-    """Peak learning rate of Muon, for a model of any width."""
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon, for a model of any width; AdamW alone has no use for it."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Weight decay, on matrices only."""
     warmup: float = Field(default=0.02, ge=0, le=1)
@@ -305,11 +296,6 @@ class TrainingSettings(Group):
             raise ValueError(
                 f"curriculum_order is {self.curriculum_order!r}, but there is no curriculum: give "
                 "one, such as length"
-            )
-        if self.optimizer != "muon" and self.muon_learning_rate != MUON_RATE:
-            raise ValueError(
-                f"muon_learning_rate is {self.muon_learning_rate:g}, but optimizer "
-                f"{self.optimizer} has only learning_rate: allowed is optimizer muon"
             )
         if self.scheduled_sampling and self.replication == "stacked":
             raise ValueError(
@@ -381,15 +367,9 @@ class Settings(Group):
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with others over them, which win.
-
-    A preset above takes the place of a shape below; a part of a shape that of a preset's.
-    """
-    if shape_of(above):
-        below = {name: value for name, value in below.items() if name not in SHAPE}
-    elif SHAPE & set(above) and (shape := shape_of(below)):
-        below = {**below, **shape, "preset": None}
-    return {**below, **above}
+    """Flat settings with others over them, which win: a preset above over a whole shape below."""
+    hidden = SHAPE if shape_of(above) else set()
+    return {**{name: value for name, value in below.items() if name not in hidden}, **above}
 
 
 @cache

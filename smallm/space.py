@@ -25,7 +25,6 @@ from smallm.settings import (
     TokenizerSettings,
     fields,
     groups_of_fields,
-    overlaid,
     read_yaml,
     validated,
 )
@@ -134,7 +133,7 @@ class Space(Group):
 
     def config(self, point: dict[str, Any]) -> Settings:
         """The settings of a trial: defaults, the space's fixed ones, the searched ones."""
-        return Settings.from_flat({**overlaid(self.settings, point), "seeds": self.seeds})
+        return Settings.from_flat({**self.settings, **point, "seeds": self.seeds})
 
     def default_point(self, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """The searched settings at their defaults, moved into the space where outside.

@@ -12,7 +12,6 @@ import math
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +108,8 @@ class Training:
         self.seconds = 0.0
         self.failures: dict[int, str] = {}
         self.activity: dict[int, Activity] = {}
+        self.not_stacked: str | None = None
+        """Why replicates train in turn although stacked might be faster."""
         saved = read_json(resume_from / "training.json") if resume_from else None
         if saved and Settings.from_flat(saved["settings"]) != settings:
             raise SmallmError(f"{resume_from}: was saved by a run with other settings")
@@ -264,7 +265,9 @@ class Training:
     def _choose_stacked(self) -> bool:
         """The faster way, measured once for a shape on a machine and kept beside the tape.
 
-        Measured anew each time, it could change the last bits of equal configs.
+        Measured anew each time, it could change the last bits of equal configs. Where the memory
+        does not hold both ways, replicates train in turn, and nothing is kept: what is free depends
+        on what else runs.
         """
         choice = self.settings.training.replication
         if self.dtype == torch.float16:
@@ -278,10 +281,9 @@ class Training:
             if not kept.exists():
                 keep_first_json(kept, self._seconds_of_ways())
         except (MemoryError, RuntimeError) as error:
-            if not (why := out_of_memory(error)):
+            self.not_stacked = out_of_memory(error)
+            if self.not_stacked is None:
                 raise
-            # Not kept: what is free depends on what else runs.
-            warnings.warn(f"replicates train in turn, not stacked: {why}", stacklevel=2)
             return False
         seconds = read_json(kept)
         return bool(seconds["stacked"] < seconds["sequential"])

@@ -48,6 +48,8 @@ def follow(
     )
     if unused := unused_window(training):
         console.print(unused, markup=False)
+    if training.not_stacked:
+        console.print(f"seeds train in turn, not stacked: {training.not_stacked}", markup=False)
     last = None
     curve = _kept_curve(keep_in, training.step * size)
     with bar:

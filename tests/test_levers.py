@@ -186,12 +186,31 @@ def test_an_ablation_trains_compares_and_is_recorded(small, tmp_path):
     assert {each.info.status for each in runs} == {"FINISHED"}
 
 
-def test_an_arm_that_diverges_is_named_and_the_others_are_compared(small):
-    done = run("activation", *small, "--training-tokens", 3_000, "--seeds", "1,2",
-               "--learning-rate", 1e6, "--clip", 1e9)  # fmt: skip
+def test_an_arm_that_diverges_is_named_and_the_others_are_compared(small, monkeypatch):
+    wild = {"learning_rate": 1e6, "clip": 1e9}
+    arms = {"slow": {"learning_rate": 1e-3, "clip": 1.0}, "wild": wild}
+    monkeypatch.setitem(ABLATIONS, "rate", Ablation("How fast?", arms | {"plain": {"clip": 1.0}}))
+    done = run("rate", *small, "--training-tokens", 3_000, "--seeds", "1,2")
     assert done.exit_code == 0, done.output
     assert "failed" in done.output
-    assert "did not train to its end" in done.output
+    assert "“wild” did not train to its end" in done.output
+    assert "“plain”" in done.output
+
+
+def test_without_its_control_an_ablation_ends(small, tmp_path):
+    flags = ["--hidden", 10**11, "--training-tokens", 1_000, "--seeds", "1,2"]
+    with pytest.raises(SmallmError, match=r"its control, '0\.0', did not train to its end: out of"):
+        run("dropout", *small, *flags)
+    (file,) = tmp_path.glob("ablations/*/ablation.json")
+    assert json.loads(file.read_text())["untrained"] == ["0.1", "0.2"]
+
+
+def test_flags_are_checked_together_with_what_an_ablation_has_of_its_own(small):
+    flags = ["--heads", 2, "--hidden", 32, "--embedding", 8, "--batch-size", 128]
+    flags += ["--training-tokens", 512, "--seeds", "1,2", "--muon-learning-rate", 0.03]
+    done = run("scheduled-sampling", *small, *flags, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["settings"]["heads"] == 2
 
 
 def test_without_a_name_the_ablations_are_listed(small):
@@ -200,14 +219,15 @@ def test_without_a_name_the_ablations_are_listed(small):
     assert "against teacher forcing" in done.output
 
 
-def test_a_shape_that_is_given_takes_the_place_of_an_ablations_own():
-    arm, *_ = arms_of("scheduled-sampling", {"embedding": 256, "batch_size": 512}).values()
-    assert (arm.model.architecture, arm.model.embedding, arm.model.hidden) == (
-        "transformer", 256, 512,
-    )  # fmt: skip
-    assert arm.training.batch_size == 512
-    arm, *_ = arms_of("scheduled-sampling", {"preset": "small"}).values()
-    assert arm.model.embedding == 256
+def test_what_is_given_wins_over_what_an_ablation_has_of_its_own():
+    for flags, expected in [
+        ({"embedding": 256}, (256, 512, 2048)),
+        ({"preset": "small"}, (256, 1024, 2048)),
+        ({"architecture": "transformer", "batch_size": 512}, (128, 512, 512)),
+    ]:
+        arm, *_ = arms_of("scheduled-sampling", flags).values()
+        assert (arm.model.embedding, arm.model.hidden, arm.training.batch_size) == expected
+        assert arm.training.optimizer == "muon"
 
 
 def test_an_arm_without_memory_fails_with_its_reason(small, monkeypatch):

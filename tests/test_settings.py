@@ -95,24 +95,34 @@ def test_defaults_survive_a_yaml_parser():
 V2 = {"architecture": "transformer"}
 
 
-def test_a_preset_above_takes_the_place_of_a_shape_below_and_a_shape_its_part_of_a_preset():
-    file = {**V2, "embedding": 64, "hidden": 9}
-    assert overlaid(file, {"preset": "tiny"}) == {**V2, "preset": "tiny"}
-    model = Settings.from_flat(overlaid({**V2, "preset": "tiny"}, {"embedding": 256})).model
-    assert (model.preset, model.embedding, model.hidden, model.depth) == (None, 256, 512, 4)
-    assert overlaid({"preset": None}, {"embedding": 8}) == {"preset": None, "embedding": 8}
+def test_a_preset_is_a_shape_where_no_other_is_given():
+    model = Settings.from_flat({**V2, "preset": "tiny", "embedding": 64}).model
+    assert (model.embedding, model.hidden, model.depth) == (64, 512, 4)
     tiny = Settings().replace(**V2, preset="tiny")
     assert tiny.model.embedding == 128
     assert tiny.replace(learning_rate=0.1).model == tiny.model
-    assert tiny.replace(window=32).model == tiny.model.model_copy(
-        update={"preset": None, "window": 32}
-    )
+    assert tiny.replace(window=32).model == tiny.model.model_copy(update={"window": 32})
 
 
-def test_what_a_person_fixes_of_a_shape_is_not_searched():
-    preset, _ = asked_for(load_space("quick"), {**V2, "preset": "tiny", "batch_size": 512})
-    assert not SHAPE & set(preset.search)
-    assert preset.config(preset.default_point()).model.hidden == 512
-    wide, _ = asked_for(load_space("full"), {**V2, "embedding": 256})
-    assert "preset" not in wide.search
-    assert wide.config(wide.default_point()).model.embedding == 256
+def test_a_preset_wins_over_a_whole_shape_that_it_is_laid_over():
+    file = {**V2, "embedding": 64, "hidden": 9}
+    assert overlaid(file, {"preset": "tiny"}) == {**V2, "preset": "tiny"}
+    assert overlaid(file, {"preset": "tiny", "depth": 2}) == {**V2, "preset": "tiny", "depth": 2}
+    assert overlaid({"preset": "tiny"}, {"depth": 2}) == {"preset": "tiny", "depth": 2}
+
+
+def shapes(space, **point):
+    model = space.config({**space.default_point(point), **point}).model
+    return model.embedding, model.hidden, model.depth, model.window
+
+
+def test_what_a_person_fixes_of_a_shape_is_not_searched_and_wins():
+    fixed, _ = asked_for(load_space("quick"), {**V2, "preset": "tiny", "batch_size": 512})
+    assert not SHAPE & set(fixed.search)
+    assert shapes(fixed) == (128, 512, 4, 64)
+    part, _ = asked_for(load_space("full"), {"window": 32, "muon_learning_rate": 0.05})
+    assert shapes(part, architecture="transformer", preset="tiny") == (128, 512, 4, 32)
+    assert shapes(part, architecture="transformer", preset="small") == (256, 1024, 6, 32)
+    assert shapes(part, architecture="mlp")[3] == 32
+    heads, _ = asked_for(load_space("full"), {**V2, "heads": 2})
+    assert heads.config(heads.default_point()).model.heads == 2
