@@ -308,6 +308,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_search_with_one_line_that_names_the_place(place, small_disk):
     output = finish(
         start(place, "--space", "small.yaml", "--hidden", "4096", SMALLM_HOME=str(small_disk)),
