@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 NONE = "-"
 LONGEST_NAME = 24
+NAMED = 5  # settings of a trial on a terminal: the first ones of the space
 METRICS = {
     "nll": "Negative log-likelihood (nats)",
     "cross_entropy": "Cross-entropy (nats per token)",
@@ -55,8 +56,12 @@ def terminal_table(result: Record, *, rows: int = 20) -> RenderableType:
     tables: list[RenderableType] = [_trial_table(result, trials[:rows])]
     if result.get("finalists"):
         tables.insert(0, _finalist_table(result["finalists"]))
-    if len(trials) > rows:
-        tables.append(f"and {len(trials) - rows} more trials in report.html and leaderboard.csv")
+    more = {
+        "trials": len(trials) - rows,
+        "settings of each": len(result.get("searched") or ()) - NAMED,
+    }
+    if left := " and ".join(f"{count} more {what}" for what, count in more.items() if count > 0):
+        tables.append(f"{left} are in report.html and leaderboard.csv")
     return Group(*tables)
 
 
@@ -70,7 +75,7 @@ def _finalist_table(finalists: Sequence[Record]) -> Table:
 
 
 def _trial_table(result: Record, trials: Sequence[Record]) -> Table:
-    names = list(result.get("searched") or ())
+    names = list(result.get("searched") or ())[:NAMED]
     table = plain_table(
         "Search, on the selection slice",
         ["trial", ", ".join(map(label, names)) or "settings"],

@@ -533,8 +533,16 @@ def test_the_terminal_tables_fit_mark_the_champion_and_need_no_emoji(result, wid
 
 def test_a_long_search_is_cut_in_the_terminal_and_says_so(result):
     printed = terminal(result, 80, rows=5)
-    assert "and 7 more trials in report.html and leaderboard.csv" in printed
+    assert "7 more trials are in report.html and leaderboard.csv" in printed
     assert "failed" not in printed
+
+
+def test_of_many_settings_the_first_are_in_the_terminal_and_the_rest_is_named(result):
+    searched = [*result["searched"], "dropout", "warmup", "decay", "clip"]
+    printed = terminal({**result, "searched": searched}, 80)
+    more = len(searched) - 5
+    assert f"{more} more settings of each are in report.html and leaderboard.csv" in printed
+    assert "clip" not in printed
 
 
 def test_the_leaderboard_ranks_finalists_then_full_budgets_then_the_rest(result, tmp_path):
