@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from smallm.charts import GREY, ROLE_COLORS, Plot, finished, named_rows, style
 from smallm.comparison_tables import with_ends
 from smallm.leaderboard import NONE, duration
 from smallm.page import Html, details, figures, join, pairs, table, tag
+from smallm.plots import label, shown
 from smallm.terminal import plain_table, texts
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ def ablation_table(record: Record) -> Table:
 
 def ablation_section(record: Record) -> Html:
     """The sentences, the plot, the table and the settings that all arms share."""
-    seeds, untrained = len(record["arms"][0]["seeds"]), record["untrained"]
-    same = len({tuple(row["seeds"]) for row in record["arms"]}) == 1
+    seeds, untrained = [each["seeds"] for each in record["arms"]], record["untrained"]
+    same = all(each == seeds[0] for each in seeds)
     paired = "the same seeds are paired" if same else "their seeds are paired in order"
     about = (
-        f"Each arm trained {seeds} replicates on {record['tokens']:,} tokens each; {paired}. "
+        f"Each arm trained {len(seeds[0])} replicates on {record['tokens']:,} tokens each, the "
+        f"control with the seeds {', '.join(map(str, seeds[0]))}; {paired}. "
         f"The control is “{record['control']}”. Scored on {record['documents']:,} "
         "documents of the selection slice; intervals are over seeds and documents."
     )
@@ -45,8 +47,14 @@ def ablation_section(record: Record) -> Html:
         tag("p", f"Not trained yet: {', '.join(untrained)}.") if untrained else Html(""),
         figures(_plots(record), "ablation"),
         table(HEADER, (_cells(row) for row in record["arms"]), "figures"),
-        details("Settings of all arms", pairs(record["settings"].items())),
+        details("Settings of all arms", pairs(_settings(record))),
     )
+
+
+def _settings(record: Record) -> Iterator[tuple[str, str]]:
+    for name, value in record["settings"].items():
+        several = ", ".join(map(shown, value)) if isinstance(value, list) else None
+        yield label(name), shown(value) if several is None else several or NONE
 
 
 def _cells(row: Record) -> tuple[str, ...]:

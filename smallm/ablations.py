@@ -57,12 +57,7 @@ def _curriculum(measure: str) -> dict[str, Changes]:
     }
 
 
-TRANSFORMER: Changes = {
-    "architecture": "transformer",
-    "preset": "tiny",
-    "optimizer": "muon",
-    "batch_size": 2048,
-}
+TRANSFORMER: Changes = {"architecture": "transformer", "preset": "tiny", "batch_size": 2048}
 
 ABLATIONS: dict[str, Ablation] = {
     "activation": Ablation(
@@ -100,6 +95,11 @@ ABLATIONS: dict[str, Ablation] = {
     "curriculum-unigram": Ablation(
         "Does it help to see first what a unigram model finds easy?", _curriculum("unigram")
     ),
+    "optimizer": Ablation(
+        "Muon for the hidden matrices, or AdamW for all? Each at its own learning rate.",
+        _choices("optimizer", "adamw", "muon"),
+        base=TRANSFORMER,
+    ),
     "scheduled-sampling": Ablation(
         "Does it help to read own guesses in training, in place of teacher forcing?",
         {
@@ -107,7 +107,7 @@ ABLATIONS: dict[str, Ablation] = {
             "up to a tenth": {"scheduled_sampling": 0.1},
             "up to a quarter": {"scheduled_sampling": 0.25},
         },
-        base=TRANSFORMER,
+        base={**TRANSFORMER, "optimizer": "muon"},
     ),
 }
 

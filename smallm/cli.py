@@ -88,7 +88,7 @@ def train(
     machine: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Train one config with all its seeds; save the replicate with the median score."""
+    """Train a config with all its seeds; save the one with the median score, of two the better."""
     from smallm import training_run
 
     start, kept = training_run.newest_checkpoint(resume) if resume else (None, {})

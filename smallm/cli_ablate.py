@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallm.ablations import ABLATIONS, arms_of
+from smallm.ablations import ABLATIONS, SCORED, SEEDS, arms_of
 from smallm.cli_corpus import RATIOS, corpus_tapes
 from smallm.cli_models import machine_options
 from smallm.home import open_home
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("name", required=False)
-@settings_options("corpus", "tokens", "model", "training")
+@settings_options(
+    "corpus", "tokens", "model", "training", without=SCORED, defaults={"seeds": SEEDS}
+)
 @machine_options
 @as_json
 def ablate(name: str | None, given: dict[str, Any], machine: dict[str, Any], as_json: bool) -> None:

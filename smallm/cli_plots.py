@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smallm.charts import Plot
 
 Command = Callable[..., Any]
+LONGEST = 120  # of a folder's name
 READ_BYTES = 16_384  # of held-out text, for hidden units
 
 
@@ -34,7 +35,7 @@ output_option = click.option(
 
 @click.group()
 def plot() -> None:
-    """Draw what a model has learned: its embeddings, its attention."""
+    """Draw what a model has learned: embeddings, neighbors, attention, hidden units, curves."""
 
 
 def model_argument(command: Command) -> Command:
@@ -176,7 +177,7 @@ def activations(
         told[name] = found.of_all()
         drawn = layers_plot(name_shown(predictor.name), found)
         plots.append(replace(drawn, name=f"{drawn.name}_{len(told)}" if models[1:] else drawn.name))
-    _show(plots, output or _plots_folder(home, names[0]), as_json, {"models": told})
+    _show(plots, output or _plots_folder(home, *names), as_json, {"models": told})
 
 
 @plot.command(
@@ -198,7 +199,7 @@ def curves(names: tuple[str, ...], output: Path | None, as_json: bool) -> None:
     drawn = learning_curves({"trials": trials, "full_budget": budget})
     if drawn is None:
         raise SmallmError(f"{names[0]}: no trial of it reached an evaluation")
-    _show([drawn], output or _plots_folder(home, names[0]), as_json, {})
+    _show([drawn], output or _plots_folder(home, *names), as_json, {})
 
 
 def _trained(
@@ -243,8 +244,9 @@ def _held_out(chosen: Chosen) -> str:
     return "\n\n".join(tape.texts(tape.beginning(selection, READ_BYTES)))
 
 
-def _plots_folder(home: Path, name: str) -> Path:
-    return home / "plots" / re.sub(r"[^\w.@-]+", "-", name).strip("-")
+def _plots_folder(home: Path, *names: str) -> Path:
+    joined = names[0] if len(names) == 1 else "-and-".join(Path(name).name for name in names)
+    return home / "plots" / re.sub(r"[^\w.@-]+", "-", joined).strip("-")[:LONGEST]
 
 
 def _show(plots: list[Plot], folder: Path, as_json: bool, told: dict[str, Any]) -> None:

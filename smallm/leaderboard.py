@@ -163,8 +163,11 @@ def span(interval: Record, decimals: int = 3) -> str:
 
 
 def name_shown(name: str) -> str:
-    """A model's name; of a long path the end."""
-    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+    """A model's name; of a long path the end, from the beginning of a part on if there is one."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    end = name[1 - LONGEST_NAME :]
+    return f"…{end[max(end.find('/'), 0) :]}"
 
 
 def duration(seconds: float) -> str:

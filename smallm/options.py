@@ -8,8 +8,9 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
@@ -93,14 +94,22 @@ class Temperature(click.ParamType[float | str]):
         return number
 
 
-def settings_options(*groups: str) -> Callable[[Command], Command]:
+def settings_options(
+    *groups: str, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[Command], Command]:
     """Gives a command a flag for every setting of the groups, and `--config`.
+
+    It has no flag `without` which it does, and tells of its own `defaults` in its help.
 
     The command receives `given`: the flat settings that the user chose. Flags win over the file.
     `Settings.from_flat(given)` checks them and adds the defaults; a command that has its own adds
     those before.
     """
-    names = [name for name, group in groups_of_fields().items() if group in groups]
+    names = [
+        name
+        for name, group in groups_of_fields().items()
+        if group in groups and name not in without
+    ]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -111,7 +120,7 @@ def settings_options(*groups: str) -> Callable[[Command], Command]:
             return command(*args, given=given, **kwargs)
 
         for name in reversed(names):
-            _option(name, fields()[name])(collect)
+            _option(name, fields()[name], defaults.get(name))(collect)
         return click.option(
             "--config",
             type=click.Path(path_type=Path),
@@ -121,12 +130,12 @@ def settings_options(*groups: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def _option(name: str, info: FieldInfo) -> Callable[[Any], Any]:
+def _option(name: str, info: FieldInfo, default: Any) -> Callable[[Any], Any]:
     kind: Any = info.annotation
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     flag = f"--{name.replace('_', '-')}"
-    shown = info.get_default()
+    shown = info.get_default() if default is None else default
     shown = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
     text = f"{info.description}" + ("" if shown is None else f" [default: {shown}]")
     options: dict[str, Any] = {"default": None, "help": text}

@@ -94,8 +94,8 @@ def embeddings_plot(name: str, words: Sequence[str], found: Layout) -> Plot:
         FigureCanvasAgg(figure)
         labelled = _label(figure, axes, words, found.places)
         caption = (
-            f"t-SNE by cosine of {len(words):,} words that are one token each, {labelled} of "
-            f"them labelled. {trust_sentence(found)}"
+            f"t-SNE by cosine of {len(words):,} words, or beginnings of words, of one token each, "
+            f"{labelled} of them labelled. {trust_sentence(found)}"
         )
         return finished(figure, "embeddings", SECTION, caption)
 

@@ -156,7 +156,7 @@ def _learning_curves(result: Record) -> Plot | None:
         figure,
         "learning_curves",
         "search",
-        "How the trials learned; each line is a mean over seeds, its shaded band runs from the "
+        "How the configs learned; each line is a mean over seeds, its shaded band runs from the "
         f"best to the worst seed. Lower is better.{left_out}",
     )
 

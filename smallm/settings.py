@@ -152,7 +152,7 @@ class ModelSettings(Group):
     architecture: str = "mlp"
     """`mlp` is SmaLLM v1, a perceptron over a fixed window; `transformer` is SmaLLM v2."""
     preset: Literal["tiny", "small", "base"] | None = None
-    """Shape of a transformer of 0.8, 4.8 or 14.3 M parameters without embeddings, if not given."""
+    """A transformer's shape: 0.8, 4.8 or 14.3 M parameters without embeddings; given parts win."""
     activation: str = "relu2"
     """Nonlinearity of the hidden layers. A transformer also has the gated swiglu and geglu."""
     window: int = Field(default=16, ge=1, le=1024)

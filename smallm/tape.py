@@ -174,10 +174,10 @@ class Tape:
     def _checked(self, part: Slice) -> Slice:
         if len(part) < MINIMUM_DOCUMENTS or self.bytes(part) < MINIMUM_BYTES:
             raise SmallmError(
-                f"the corpus is too small to split: its {part.name} slice would hold {len(part)} "
-                f"documents and {self.bytes(part):,} bytes of {len(self)} documents and "
-                f"{self.ends[-1]:,} bytes in all; every slice needs at least {MINIMUM_DOCUMENTS} "
-                f"documents and {MINIMUM_BYTES:,} bytes"
+                f"the corpus is too small to split: of {len(self)} documents and "
+                f"{self.ends[-1]:,} bytes in all its {part.name} slice would hold {len(part)} and "
+                f"{self.bytes(part):,}; every slice needs at least {MINIMUM_DOCUMENTS} documents "
+                f"and {MINIMUM_BYTES:,} bytes: give more text, or the same in more files or records"
             )
         return part
 

@@ -46,6 +46,7 @@ def follow(
         disable=not console.is_terminal,
         transient=True,
     )
+    console.print(read_and_built(training), markup=False)
     if unused := unused_window(training):
         console.print(unused, markup=False)
     if training.not_stacked:
@@ -64,6 +65,17 @@ def follow(
     if last is None:
         raise SmallmError("nothing is left to train: the checkpoint has spent its budget")
     return last, curve
+
+
+def read_and_built(training: Training) -> str:
+    """A line for the corpus and the size of the model."""
+    about = training.tokens.tape.manifest
+    core = training.trained(training.settings.training.seeds[0])
+    size = sum(weight.numel() for weight in core.parameters())
+    return (
+        f"corpus {about['source']}: {about['documents']:,} documents, {about['bytes']:,} bytes; "
+        f"{training.settings.model.architecture} of {size:,} parameters"
+    )
 
 
 def unused_window(training: Training) -> str | None:

@@ -161,6 +161,9 @@ def test_trained_models_are_drawn_beside_each_other(smallm, small_corpus, tmp_pa
     assert set(found["models"]) == {str(folder) for folder in both}
     assert len(set(found["files"])) == 3
     assert "gelu" in (tmp_path / "plots" / "activations.svg").read_text()
+    run = smallm("plot", "curves", *both)
+    assert run.code == 0, run.err
+    assert "plots/relu-and-gelu/learning_curves.svg" in run.out
     run = smallm("plot", "curves", *both, "--output", tmp_path / "plots")
     assert run.code == 0, run.err
     assert "gelu" in (tmp_path / "plots" / "learning_curves.svg").read_text()

@@ -235,7 +235,8 @@ def test_train_saves_the_replicate_with_the_median_score(trained):
 
 
 def test_train_prints_a_plain_line_for_each_evaluation_with_every_seed(trained):
-    lines = trained.err.splitlines()
+    read, *lines = trained.err.splitlines()
+    assert re.fullmatch(r"corpus folder: 300 documents, [\d,]+ bytes; mlp of [\d,]+ parameters", read)
     assert [line.split(" tokens")[0] for line in lines] == ["9,984/20,096", "20,096/20,096"]
     for seed, bits in trained.record["bits_per_byte"].items():
         assert f"{seed}: {bits:.3f}" in lines[-1]
@@ -343,7 +344,10 @@ def test_ctrl_c_ends_with_130_and_resume_gives_the_numbers_of_an_uninterrupted_r
     options = [*corpus_options, *longer, "--checkpoint", kept]
     ended = process("train", *options, code=INTERRUPTED)
     assert ended.returncode == 130
-    assert ended.stderr.startswith("3,968/40,064 tokens")
+    read, first = ended.stderr.splitlines()[:2]
+    assert read.startswith("corpus folder: ")
+    assert read.endswith(" parameters")
+    assert first.startswith("3,968/40,064 tokens")
     assert ended.stderr.splitlines()[-1] == "interrupted"
     resumed = smallm("train", "--resume", kept, "--threads", 1, "--json")
     assert resumed.code == 0, resumed.err
@@ -507,7 +511,7 @@ def test_a_full_disk_while_a_model_is_saved_leaves_nothing_half_written(
     short = [*SMALL, "--seeds", "1", "--training-tokens", "2000"]
     with full_disk(largest_file=8_000):
         run = smallm("train", *corpus_options, *short, *options)
-    *evaluations, error = run.err.splitlines()
+    _, *evaluations, error = run.err.splitlines()
     assert run.code == 1
     assert len(evaluations) == (1 if keeps else 2)
     assert "kept" in error or "models" in error

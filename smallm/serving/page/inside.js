@@ -209,7 +209,7 @@ export class WordMap {
       return `${way} ${each.join(", ")}`;
     });
     this.find(".facts").textContent =
-      `t-SNE by cosine of ${this.found.words.length} words that are one token each, ` +
+      `t-SNE by cosine of ${this.found.words.length} words, or beginnings of words, of one token each, ` +
       `${labelled} of them labelled. Trustworthiness of neighbours (1 is best, 0.5 is chance): ` +
       `${ways.join("; ")}.`;
   }
