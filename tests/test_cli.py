@@ -236,7 +236,9 @@ def test_train_saves_the_replicate_with_the_median_score(trained):
 
 def test_train_prints_a_plain_line_for_each_evaluation_with_every_seed(trained):
     read, *lines = trained.err.splitlines()
-    assert re.fullmatch(r"corpus folder: 300 documents, [\d,]+ bytes; mlp of [\d,]+ parameters", read)
+    assert re.fullmatch(
+        r"corpus folder: 300 documents, [\d,]+ bytes; mlp of [\d,]+ parameters", read
+    )
     assert [line.split(" tokens")[0] for line in lines] == ["9,984/20,096", "20,096/20,096"]
     for seed, bits in trained.record["bits_per_byte"].items():
         assert f"{seed}: {bits:.3f}" in lines[-1]
