@@ -176,4 +176,6 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
+    if minutes >= 10:
+        return f"{round(seconds / 60)} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,5 +1,6 @@
 """Losses, scheduled sampling, and ablations of them from the command line."""
 
+import io
 import json
 import math
 
@@ -10,7 +11,9 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from smallm.ablation_section import ablation_table
 from smallm.ablations import ABLATIONS, Ablation, arms_of
 from smallm.cli import cli
 from smallm.errors import SmallmError
@@ -261,3 +264,15 @@ def test_an_ablation_that_ends_early_has_written_the_arms_before(small, tmp_path
     statuses = {each.data.tags["smallm.kind"]: each.info.status
                 for each in client.search_runs([experiment])}  # fmt: skip
     assert statuses == {"ablation": "FAILED", "arm": "FINISHED"}
+
+
+def test_the_table_of_a_long_ablation_fits_a_terminal():
+    interval = {"value": -0.0251, "low": -0.0276, "high": -0.0226}
+    arm = {"name": "teacher forcing", "seconds": 1032, "bits_per_byte": interval}
+    arms = [arm, {**arm, "name": "up to a tenth", "better_by": interval}]
+    record = {"question": "Does it help?", "control": "teacher forcing", "arms": arms}
+    console = Console(width=80, file=io.StringIO())
+    console.print(ablation_table(record))
+    printed = console.file.getvalue()
+    assert "17 min" in printed
+    assert "…" not in printed
