@@ -74,6 +74,10 @@ class Model:
         """See Inside."""
         return await self.versions.word_map()
 
+    async def learning_curves(self) -> Json:
+        """See Inside."""
+        return await self.versions.learning_curves()
+
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
         return await self.versions.completed(request)
@@ -123,6 +127,10 @@ class Replicas:
     async def word_map(self) -> Json:
         """See Inside."""
         return await self._answer(self.handle.word_map.remote)
+
+    async def learning_curves(self) -> Json:
+        """See Inside."""
+        return await self._answer(self.handle.learning_curves.remote)
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""

@@ -26,7 +26,12 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
 
     `tokens_shown` writes a number of tokens.
     """
-    groups = _by_activation(result)
+    watched = [
+        trial
+        for trial in result.get("trials") or ()
+        if trial.get("curve") and all(point.get("activity") for point in trial["curve"])
+    ]
+    groups = by_activation(watched, result.get("settings") or {})
     if not groups:
         return None
     with style():
@@ -57,17 +62,14 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
         return finished(figure, "activations", "search", caption)
 
 
-def _by_activation(result: Record) -> dict[str, list[Record]]:
-    """Trials whose units were watched, the best of each activation function first."""
-    trials = [
-        trial
-        for trial in result.get("trials") or ()
-        if trial.get("curve") and all(point.get("activity") for point in trial["curve"])
-    ]
+def by_activation(trials: Sequence[Record], settings: Record) -> dict[str, list[Record]]:
+    """Trials with a curve by activation function, the best first; two architectures apart.
+
+    `settings` are those that all trials share.
+    """
 
     def setting(trial: Record, name: str) -> str:
-        fixed = (result.get("settings") or {}).get(name, "")
-        return str(trial["settings"].get(name, fixed))
+        return str(trial["settings"].get(name, settings.get(name, "")))
 
     several = len({setting(trial, "architecture") for trial in trials}) > 1
     groups: dict[str, list[Record]] = {}

@@ -26,6 +26,7 @@ from smallm.errors import SmallmError, in_one_line
 from smallm.evaluation_run import keep_temperatures, track_models
 from smallm.files import read_json, whole_folder, write_json
 from smallm.hardware import precision_of
+from smallm.learning_curves import LEARNING_CURVES, learning_curves
 from smallm.pictures import model_record
 from smallm.predictors import Predictor
 from smallm.predictors.loading import load_predictor
@@ -210,6 +211,10 @@ class Ledger:
                 about = {"heldout_above": max(ratios), "temperature": fitted}
                 save_model(core, settings, tokens, temporary, card=card, **about)
                 self._map_words(temporary)
+                learned = learning_curves(
+                    record["trials"], record["settings"], champion=champion.finalist.trial
+                )
+                write_json(temporary / LEARNING_CURVES, learned)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),

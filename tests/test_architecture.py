@@ -26,7 +26,7 @@ LEVELS = [
     ["parcels", "cluster", "plan"],
     ["journal", "mlflow_store", "mlflow_model", "tracking", "storage"],
     ["charts", "activity_plots", "plots", "page", "terminal", "leaderboard"],
-    ["source_matrix", "attention_maps", "embeddings"],
+    ["source_matrix", "attention_maps", "embeddings", "learning_curves"],
     ["comparison_tables", "comparison_plots", "comparison_section", "corpus_section", "pictures"],
     ["report"],
     ["recorded_run", "ablation_section"],

@@ -121,6 +121,9 @@ def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place
     assert (folder / "plots" / "activations.svg").exists()
     assert (folder / "plots" / "embeddings.svg").exists()
     assert (folder / "champion" / "word-map.json").exists()
+    learned = json.loads((folder / "champion" / "learning-curves.json").read_text())
+    shown = [curve["trial"] for group in learned["groups"] for curve in group["curves"]]
+    assert sorted(shown) == [f"trial {number}" for number in range(5)]
     assert "Inside the champion" in (folder / "report.html").read_text()
 
     client, runs = runs_of(local_uri(place))

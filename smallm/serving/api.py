@@ -21,6 +21,7 @@ from smallm.serving.protocol import (
     CompletionRequest,
     ErrorBody,
     Json,
+    LearningCurvesRequest,
     NeighborsRequest,
     NextWordsRequest,
     RequestError,
@@ -170,6 +171,11 @@ def _add_models(api: FastAPI, front: Front) -> None:
     async def word_map(asked: WordMapRequest) -> JSONResponse:
         """The frequent words of a champion by t-SNE, and how far the picture can be trusted."""
         return JSONResponse(await front.word_map(asked))
+
+    @api.post("/v1/learning-curves")
+    async def learning_curves(asked: LearningCurvesRequest) -> JSONResponse:
+        """How a champion and the other trials of its search learned, and their hidden units."""
+        return JSONResponse(await front.learning_curves(asked))
 
     @api.post("/v1/reload")
     async def reload() -> Json:

@@ -47,11 +47,16 @@ class Engine:
     """A predictor behind the requests of the protocol. It belongs to one thread."""
 
     def __init__(
-        self, predictor: Predictor, *, temperature: float | None, words: Json | None = None
+        self,
+        predictor: Predictor,
+        *,
+        temperature: float | None,
+        words: Json | None = None,
+        learned: Json | None = None,
     ) -> None:
         self.predictor = predictor
         self.temperature = temperature
-        self.inside = Inside(predictor, words)
+        self.inside = Inside(predictor, words, learned)
         self._under_way = Continuations(predictor) if isinstance(predictor, Causal) else None
         self._answers: dict[Row, Answer] = {}
 
@@ -64,6 +69,7 @@ class Engine:
             "context": found.context,
             "temperature": self.temperature,
             "word_map": self.inside.words is not None,
+            "learning_curves": self.inside.learned is not None,
         }
 
     @property

@@ -19,6 +19,7 @@ from smallm.serving.protocol import (
     CompletionRequest,
     Delta,
     Json,
+    LearningCurvesRequest,
     NeighborsRequest,
     NextWordsRequest,
     RequestError,
@@ -36,7 +37,8 @@ T = TypeVar("T")
 MOMENT = 1.0  # seconds for which what is told of the models holds
 ABOUT_SECONDS = 5.0  # in which a model tells of itself
 COMPLETIONS, NEXT_WORDS, SCORE = "/v1/completions", "/v1/next-words", "/v1/score"
-ATTENTION, NEIGHBORS, WORD_MAP = "/v1/attention", "/v1/neighbors", "/v1/word-map"
+ATTENTION, NEIGHBORS = "/v1/attention", "/v1/neighbors"
+WORD_MAP, LEARNING_CURVES = "/v1/word-map", "/v1/learning-curves"
 
 
 Pieces = AsyncGenerator[int | list[Delta], None]
@@ -61,6 +63,9 @@ class Served(Protocol):
         """See Inside."""
 
     async def word_map(self) -> Json:
+        """See Inside."""
+
+    async def learning_curves(self) -> Json:
         """See Inside."""
 
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
@@ -161,6 +166,12 @@ class Front:
     async def word_map(self, request: WordMapRequest) -> Json:
         """The words of a model in the plane."""
         return await self._one(request.model, WORD_MAP, lambda model: model.word_map())
+
+    async def learning_curves(self, request: LearningCurvesRequest) -> Json:
+        """How a model and the others of its search learned."""
+        return await self._one(
+            request.model, LEARNING_CURVES, lambda model: model.learning_curves()
+        )
 
     async def _one(self, name: str, route: str, ask: Callable[[Served], Awaitable[Json]]) -> Json:
         """What one model tells, under its name."""

@@ -1,4 +1,4 @@
-"""What a model keeps inside, as a server tells it: attention, neighbours of words, their map."""
+"""What a model keeps inside, as a server tells it: attention, words, and how it learned."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from smallm.serving.protocol import Json, RequestError
 class Inside:
     """Looks into a predictor; attention is asked for in its thread, the words in any."""
 
-    def __init__(self, predictor: Predictor, words: Json | None) -> None:
+    def __init__(self, predictor: Predictor, words: Json | None, learned: Json | None) -> None:
         self.predictor = predictor
         self.words = words
+        self.learned = learned
 
     def attention(self, prompt: str, layer: int | None) -> Json:
         """The heads of a layer over a prompt; RequestError for a model without attention."""
@@ -54,6 +55,17 @@ class Inside:
                 param="model",
             )
         return self.words
+
+    def learning_curves(self) -> Json:
+        """How the model and the others of its search learned; RequestError where none is kept."""
+        if self.learned is None:
+            raise RequestError(
+                f"{self.predictor.name}: holds no learning curves: a search keeps those of its "
+                "trials with its champion, `smallm train` those of each model",
+                status=404,
+                param="model",
+            )
+        return self.learned
 
     @cached_property
     def _every_word(self) -> Words:

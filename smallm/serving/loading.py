@@ -11,6 +11,7 @@ from smallm.embeddings import WORD_MAP
 from smallm.errors import SmallmError
 from smallm.evaluation_run import kept_temperature
 from smallm.files import read_json
+from smallm.learning_curves import kept_learning_curves
 from smallm.mlflow_store import fetched_version, registered_version
 from smallm.predictors.causal import Causal
 from smallm.predictors.loading import load_predictor, model_folder
@@ -46,7 +47,8 @@ def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine,
     placed = folder / WORD_MAP
     words = read_json(placed) if placed.exists() else None
     temperature = _temperature(name, folder, home)
-    return Engine(predictor, temperature=temperature, words=words), version
+    learned = kept_learning_curves(folder)
+    return Engine(predictor, temperature=temperature, words=words, learned=learned), version
 
 
 def is_registered(name: str) -> bool:

@@ -204,6 +204,15 @@ class WordMapRequest(Request):
     """A name of /v1/models; searches place the words of their champions."""
 
 
+class LearningCurvesRequest(Request):
+    """Bits per byte and hidden units of a model over its training."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"model": "champion"}})
+
+    model: Text = "champion"
+    """A name of /v1/models; champions have those of all trials of their search."""
+
+
 @dataclass(frozen=True)
 class Delta:
     """Some text of one continuation; the last has a reason to end."""

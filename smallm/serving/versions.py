@@ -131,6 +131,10 @@ class Versions:
         """See Inside."""
         return self._current().engine.inside.word_map()
 
+    async def learning_curves(self) -> Json:
+        """See Inside."""
+        return self._current().engine.inside.learning_curves()
+
     async def completed(self, request: CompletionRequest) -> tuple[int, list[Delta]]:
         """The number of prompt tokens, and all of the continuations."""
         prompt_tokens, deltas = 0, []

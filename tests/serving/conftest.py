@@ -11,7 +11,31 @@ from tiny_models import albert, gpt2
 from serving.live import live_server
 from smallm.embeddings import WORD_MAP, word_map
 from smallm.files import write_json
+from smallm.learning_curves import LEARNING_CURVES, learning_curves
 from smallm.predictors.causal import Causal
+
+
+def trial(name, activation, curve):
+    """A trial of a result record; a point of its curve is (tokens, bits per byte, dead units)."""
+    points = [
+        {
+            "tokens": tokens,
+            "mean": bits,
+            "per_seed": {"1": bits - 0.01, "2": bits + 0.01},
+            "activity": {"dead_units": dead, "saturated_units": 0.5, "mean_activation": 0.1},
+        }
+        for tokens, bits, dead in curve
+    ]
+    settings = {"activation": activation}
+    number = ord(name) - ord("a")
+    return {"id": name, "number": number, "settings": settings, "tokens": 1000, "curve": points}
+
+
+TRIALS = [
+    trial("a", "relu", [(500, 2.5, 0.0), (1000, 2.25, 0.125)]),
+    trial("b", "gelu", [(500, 2.4, 0.0), (1000, 2.0, 0.0)]),
+    trial("c", "relu", [(500, 2.6, 0.25), (1000, 2.5, 0.25)]),
+]
 
 
 @pytest.fixture(scope="package")
@@ -23,6 +47,7 @@ def served(tmp_path_factory):
             part.save_pretrained(folder / name)
     words = word_map(Causal("gpt2", *gpt2(context=128, vocabulary=440)))
     write_json(folder / "gpt2" / WORD_MAP, words)  # as a search leaves it with its champion
+    write_json(folder / "gpt2" / LEARNING_CURVES, learning_curves(TRIALS, {}, champion="b"))
     (folder / "empty").mkdir()
     names = ",".join(str(folder / name) for name in ("gpt2", "albert", "empty"))
     environment = {"SMALLM_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}

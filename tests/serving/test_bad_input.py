@@ -11,6 +11,7 @@ from smallm.serving.protocol import (
     AttentionRequest,
     CompareRequest,
     CompletionRequest,
+    LearningCurvesRequest,
     NeighborsRequest,
     NextWordsRequest,
     ScoreRequest,
@@ -83,6 +84,7 @@ FIELDS = {
         },
     ),
     "/v1/word-map": (WordMapRequest, {"model": (*TEXT, None, ["a"])}),
+    "/v1/learning-curves": (LearningCurvesRequest, {"model": (*TEXT, None, ["a"])}),
 }
 CASES = [
     (path, field, value)
@@ -101,7 +103,7 @@ def right(served, path):
     """A body that is answered by 200."""
     if path == "/v1/completions":
         return {"model": served.gpt2, "prompt": "a", "max_tokens": 2}
-    if path in ("/v1/attention", "/v1/neighbors", "/v1/word-map"):
+    if "model" in FIELDS[path][1]:
         asked = {"/v1/attention": {"prompt": "a"}, "/v1/neighbors": {"word": "model"}}
         return {"model": served.gpt2, **asked.get(path, {})}
     return {"text" if path == "/v1/score" else "prompt": "a", "models": [served.gpt2]}

@@ -25,8 +25,9 @@ CHECKS = [
 ]
 ASKED = [
     *("/v1/completions", "/v1/next-words", "/v1/score", "/v1/compare"),
-    *("/v1/attention", "/v1/neighbors", "/v1/word-map"),
+    *("/v1/attention", "/v1/neighbors", "/v1/word-map", "/v1/learning-curves"),
 ]
+ONE = ASKED[4:]  # they ask one model
 READ = ["/healthz", "/readyz", "/metrics", "/v1/models"]
 CHAMPION = "champion"  # the examples name it; the server of the tests has none
 
@@ -78,7 +79,7 @@ def test_models_that_are_served_answer_as_described(served, description, path):
         if path == "/v1/completions":
             case.body["model"] = served.gpt2
             case.body["max_tokens"] = min(20, case.body.get("max_tokens", 20))
-        elif path in ("/v1/attention", "/v1/neighbors", "/v1/word-map"):
+        elif path in ONE:
             case.body["model"] = served.gpt2
             case.body.pop("layer", None)
             if "word" in case.body:

@@ -112,6 +112,13 @@ class Scripted:
                 "places": [[0, 0], [1, 1], [1, 1]],
                 "trustworthiness": {"t-SNE": {"5": 0.9, "15": 0.8}},
             },
+            "learning-curves": {
+                "trials": 5,
+                "groups": [
+                    {"activation": MARKUP, "curves": [curve("trial 1"), curve("trial 3")]},
+                    {"activation": "tanh", "curves": [curve("trial 0", champion=True)]},
+                ],
+            },
         }
         self.key = None
         self.refusal = None  # a response instead of every answer to a post
@@ -170,6 +177,12 @@ class Scripted:
 
     def bodies(self, path):
         return [body for where, body in self.asked if where == path]
+
+
+def curve(trial, *, champion=False):
+    shares = {"dead_units": [0.0, 0.125], "saturated_units": None}
+    bits = {"bits_per_byte": [3.0, 2.0], "lowest": [2.9, 1.9], "highest": [3.1, 2.1]}
+    return {"trial": trial, "champion": champion, "tokens": [500, 1000], **bits, **shares}
 
 
 def model(name, **about):
@@ -380,6 +393,32 @@ def test_nearest_words_and_the_map_are_those_of_the_api(served, visit):
         for left, top, wide, high in boxes[:place]:
             apart = x > left + wide or left > x + width or y > top + high or top > y + height
             assert apart, (labels[place], x, y)
+
+
+def test_learning_curves_are_those_of_the_api(served, visit):
+    page, _ = visit(served.address)
+    expect(page.locator(".learning-curves")).to_have_count(1)
+    page.get_by_text("learned").click()
+    _, answer = served.ask("/v1/learning-curves", {"model": served.gpt2})
+    charts = page.locator(".charts section")
+    expect(charts).to_have_count(3)
+    for place, name in enumerate(("bits_per_byte", "dead_units", "saturated_units")):
+        chart = charts.nth(place)
+        shown = chart.locator(".line title").all_text_contents()
+        factor = 1 if place == 0 else 100
+        expected = [
+            f"{curve['trial']}, {group['activation']}: "
+            + ", ".join(f"{factor * value:.3f}" for value in curve[name])
+            for group in answer["groups"]
+            for curve in group["curves"]
+        ]
+        assert sorted(shown) == sorted(expected)
+        expect(chart.locator(".champion title")).to_contain_text("trial 1, gelu")
+        assert len(chart.locator("text").all_text_contents()) >= 6  # of both axes
+    expect(charts.first.locator(".band")).to_have_count(2)  # of the best of each function
+    points = charts.first.locator(".champion polyline").get_attribute("points").split()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert heights[0] < heights[1]  # bits per byte fall
 
 
 @pytest.mark.parametrize("size", [{"width": 360, "height": 740}, {"width": 1280, "height": 800}])
@@ -619,7 +658,7 @@ def test_an_open_search_shows_what_is_open(scripted, visit):
 
 
 def test_inside_a_model_is_looked_at_only_when_it_is_opened(scripted, visit):
-    scripted.models = [model("one", word_map=True)]
+    scripted.models = [model("one", word_map=True, learning_curves=True)]
     page, _ = visit(scripted.address)
     part = column(page, "one")
     words_of(part)
@@ -638,10 +677,21 @@ def test_inside_a_model_is_looked_at_only_when_it_is_opened(scripted, visit):
     expect(page.locator(".word-map text")).to_have_text(["left", "right"])  # no room for both
     expect(page.locator(".word-map circle title")).to_have_text("also right")
     expect(page.locator(".word-map .facts")).to_contain_text("t-SNE 0.90 at 5, 0.80 at 15")
+    page.get_by_text("How one learned").click()
+    charts = page.locator(".charts section")
+    expect(charts.locator("h3")).to_have_text(["Bits per byte, selection slice", "Dead units (%)"])
+    expect(charts.first.locator(".line")).to_have_count(3)
+    expect(charts.first.locator(".champion title")).to_have_text("trial 0, tanh: 3.000, 2.000")
+    expect(page.locator(".legend bdi")).to_have_text([MARKUP, "tanh"])
+    expect(page.locator(".legend .soft").first).to_have_text("2.000, 12.5% dead")
+    facts = page.locator(".learning-curves .facts")
+    expect(facts).to_contain_text(
+        "Drawn thickest: trial 0, which became the champion. 2 trials are not shown"
+    )
 
 
 def test_what_a_model_lacks_inside_is_told_in_a_line(scripted, visit):
-    scripted.models = [model("one", word_map=True), model("two")]
+    scripted.models = [model("one", word_map=True, learning_curves=True), model("two")]
     scripted.inside |= dict.fromkeys(scripted.inside, "one: has no attention to draw")
     page, _ = visit(scripted.address)
     part = column(page, "one")
@@ -654,6 +704,8 @@ def test_what_a_model_lacks_inside_is_told_in_a_line(scripted, visit):
     expect(part.locator(".near .trouble")).to_have_text("one: has no attention to draw")
     page.get_by_text("Map of the words of one").click()
     expect(page.locator(".word-map .trouble")).to_have_text("one: has no attention to draw")
+    page.get_by_text("How one learned").click()
+    expect(page.locator(".learning-curves .trouble")).to_have_text("one: has no attention to draw")
     expect(page.locator(".word-map")).to_have_count(1)
 
 

@@ -208,10 +208,29 @@ def test_neighbors_and_the_map_of_words(served):
     assert not told[served.albert].word_map
 
 
+def test_learning_curves_of_the_search(served):
+    status, answer = served.ask("/v1/learning-curves", {"model": served.gpt2})
+    assert status == 200
+    assert answer["trials"] == 3
+    gelu, relu = answer["groups"]
+    assert [each["activation"] for each in (gelu, relu)] == ["gelu", "relu"]
+    assert [each["trial"] for each in relu["curves"]] == ["trial 0", "trial 2"]  # the best first
+    (curve,) = gelu["curves"]
+    assert curve["champion"]
+    assert curve["bits_per_byte"] == [2.4, 2.0]
+    assert relu["curves"][0]["dead_units"] == [0.0, 0.125]
+    told = {model.id: model for model in served.client.models.list()}
+    assert told[served.gpt2].learning_curves
+    assert not told[served.albert].learning_curves
+
+
 def test_what_a_model_lacks_inside_is_said_in_one_line(served):
     status, answer = served.ask("/v1/word-map", {"model": served.albert})
     assert status == 404
     assert "has no map of its words" in answer["error"]["message"]
+    status, answer = served.ask("/v1/learning-curves", {"model": served.albert})
+    assert status == 404
+    assert "holds no learning curves" in answer["error"]["message"]
     status, answer = served.ask("/v1/neighbors", {"model": served.gpt2, "word": "qqq"})
     assert (status, answer["error"]["param"]) == (400, "word")
     assert "no word that the model knows" in answer["error"]["message"]

@@ -11,8 +11,10 @@ from fastapi import FastAPI, Response
 PATHS = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/inside.js": ("inside.js", "text/javascript; charset=utf-8"),
+    **{
+        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
+        for name in ("page", "elements", "inside", "learning")
+    },
 }
 ICON_PATH = "/favicon.ico"
 ICON = (

@@ -1,7 +1,8 @@
 // What a model keeps inside: attention over the prompt, neighbours of a word, a map of its words.
 // `request(path, body, signal)` asks the server: { kind, text, value }, text being what went wrong.
 
-const SVG = "http://www.w3.org/2000/svg";
+import { copyOf, drawn, tell } from "./elements.js";
+
 const CELL = { most: 26, least: 13 }; // pixels of a cell of a large map
 const LABEL = 76; // pixels for the names of tokens
 const LONGEST = 10; // characters of such a name
@@ -13,19 +14,6 @@ const GAP = 2; // pixels between its labels
 const PLACES = [5, 15]; // neighbours that trustworthiness looks at
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
-const copyOf = (id) => document.getElementById(id).content.firstElementChild.cloneNode(true);
-
-function drawn(name, attributes, text) {
-  const found = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) found.setAttribute(key, value);
-  if (text !== undefined) found.textContent = text;
-  return found;
-}
-
-function tell(place, text) {
-  place.textContent = text;
-  place.hidden = !text;
-}
 
 const brief = (token) => (token.length > LONGEST ? `${token.slice(0, LONGEST - 1)}…` : token);
 

@@ -1,6 +1,8 @@
 // The page of SmaLLM's server. What models write is untrusted: it is set as text, never as markup.
 
+import { copyOf, short, tell } from "./elements.js";
 import { Inside, WordMap } from "./inside.js";
+import { LearningCurves } from "./learning.js";
 
 const PAUSE = 400; // milliseconds without typing after which next words are asked for
 const WHITE_SPACE_AT_END = /[ \t\n\r\f\v]+$/; // as the server defines words
@@ -12,7 +14,6 @@ const CERTAIN = "No other word can be more probable, and these could not change 
 const UNCERTAIN = "The search stopped before it was certain: other words may belong here.";
 
 const element = (id) => document.getElementById(id);
-const copyOf = (id) => element(id).content.firstElementChild.cloneNode(true);
 const percent = (share) =>
   share < 0.0005
     ? "<0.1%"
@@ -26,13 +27,6 @@ const seconds = (milliseconds) => {
   return `${value.toFixed(value < 10 ? 2 : 1)} s`;
 };
 const rounded = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
-const short = (value) =>
-  value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
-
-function tell(place, text) {
-  place.textContent = text;
-  place.hidden = !text;
-}
 
 function announce(text) {
   element("status").textContent = text;
@@ -411,9 +405,11 @@ function showModels(models, available) {
   columns.forEach((column, place) => column.describe(available[place]));
   before.forEach((column) => columns.includes(column) || column.show(false));
   element("columns").replaceChildren(...columns.map((column) => column.article));
-  const mapped = available.filter((model) => model.word_map);
-  element("maps").replaceChildren(
-    ...mapped.map((model) => new WordMap(model.id, request).details),
+  element("searched").replaceChildren(
+    ...available.flatMap((model) => [
+      ...(model.word_map ? [new WordMap(model.id, request).details] : []),
+      ...(model.learning_curves ? [new LearningCurves(model.id, request).details] : []),
+    ]),
   );
   const hidden = (id) => before.get(id)?.article.hidden ?? false;
   element("models").replaceChildren(...models.map((model) => choiceOf(model, !hidden(model.id))));
