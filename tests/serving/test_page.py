@@ -683,7 +683,7 @@ def test_inside_a_model_is_looked_at_only_when_it_is_opened(scripted, visit):
     expect(charts.first.locator(".line")).to_have_count(3)
     expect(charts.first.locator(".champion title")).to_have_text("trial 0, tanh: 3.000, 2.000")
     expect(page.locator(".legend bdi")).to_have_text([MARKUP, "tanh"])
-    expect(page.locator(".legend .soft").first).to_have_text("2.000, 12.5% dead")
+    expect(page.locator(".legend .soft").first).to_have_text("2.000 at 1K, 12.5% dead")
     facts = page.locator(".learning-curves .facts")
     expect(facts).to_contain_text(
         "Drawn thickest: trial 0, which became the champion. 2 trials are not shown"

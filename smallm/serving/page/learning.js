@@ -109,7 +109,8 @@ function legendOf(groups) {
     const item = copyOf("learned-by");
     item.querySelector("svg").classList.add(`hue-${group % HUES}`);
     item.querySelector("bdi").textContent = activation;
-    item.querySelector(".soft").textContent = `${last(best.bits_per_byte).toFixed(3)}${dead}`;
+    const bits = `${last(best.bits_per_byte).toFixed(3)} at ${short(last(best.tokens))}`;
+    item.querySelector(".soft").textContent = bits + dead;
     return item;
   });
 }
