@@ -34,7 +34,7 @@ setup: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[openml,serve,tune]" --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[mlflow-server,openml,serve,tune]" --group dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --group baselines
 	touch $@
 

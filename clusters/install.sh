@@ -25,7 +25,7 @@ rm -f "$environment/installed"
 pip=("$environment/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet --upgrade "pip>=25.1"
 "${pip[@]}" install --quiet --constraint constraints.txt torch
-"${pip[@]}" install --quiet --constraint constraints.txt --editable ".[openml,serve,tune]"
+"${pip[@]}" install --quiet --constraint constraints.txt --editable ".[mlflow-server,openml,serve,tune]"
 "${pip[@]}" install --quiet --constraint constraints.txt --no-deps --group baselines
 echo "$wanted" > "$environment/installed"
 echo "installed SmaLLM on $(hostname)"

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,17 @@ echo export TUNE_MAX_PENDING_TRIALS_PG=3 >> ~/.bashrc
 
 
 @pytest.fixture(scope="module")
-def hosts(tmp_path_factory):
+def names():
+    """Of the hosts, the head first."""
+    return ["head", "worker-1", "worker-2"]
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory, names):
     why = missing()
     if why:
         pytest.skip(f"test hosts: {why}")
-    with Hosts(tmp_path_factory.mktemp("hosts"), ["head", "worker-1", "worker-2"]) as made:
+    with Hosts(tmp_path_factory.mktemp("hosts"), names) as made:
         for host in made.hosts:
             packages = f"{sys.prefix}/lib/python3.{sys.version_info.minor}/site-packages"
             script = INSTALLED.format(environment=sys.prefix, packages=packages, root=ROOT)
@@ -72,3 +79,11 @@ def edit(path, hosts):
     for part in ("head_start_ray_commands", "worker_start_ray_commands"):
         cluster[part] = [f"{line} {FEW}" if "ray start" in line else line for line in cluster[part]]
     path.write_text(yaml.safe_dump(cluster))
+
+
+def wait_until_nothing_runs(hosts, patience=150):
+    """A worker notices within a minute that its head is gone."""
+    deadline = time.monotonic() + patience
+    while left := [line for host in hosts for line in host.processes()]:
+        assert time.monotonic() < deadline, "\n".join(left)
+        time.sleep(2)

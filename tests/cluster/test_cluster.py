@@ -9,7 +9,7 @@ from threading import Timer
 import pytest
 import yaml
 
-from .conftest import FEW
+from .conftest import FEW, wait_until_nothing_runs
 from .hosts import HOME, NETWORK
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -62,14 +62,6 @@ def cluster(hosts, laptop, small_corpus):
     yield hosts
     laptop("ray", "down", "--yes", "cluster.yaml")
     wait_until_nothing_runs([host for host in hosts.hosts if host.alive])
-
-
-def wait_until_nothing_runs(hosts, patience=150):
-    """A worker notices within a minute that its head is gone."""
-    deadline = time.monotonic() + patience
-    while left := [line for host in hosts for line in host.processes()]:
-        assert time.monotonic() < deadline, "\n".join(left)
-        time.sleep(2)
 
 
 SEARCH = ["--source", "folder", "--path", "~/corpus", "--space", "~/space.yaml"]
