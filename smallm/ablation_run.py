@@ -22,6 +22,7 @@ from smallm.settings import Settings
 from smallm.tape import Slice
 from smallm.token_tape import TokenTape
 from smallm.training import Training
+from smallm.training_run import unused_window
 
 BOOTSTRAP_SEED = 0
 Bytes = NDArray[np.int64]
@@ -226,6 +227,8 @@ def run(
     rows: list[Row] = []
     for place, (arm, settings) in enumerate(arms.items(), start=1):
         tokens = tokens_of(settings)
+        if unused := unused_window(tokens, settings.model.window):
+            recorded.tell(f"arm {arm}: {unused}")
         trained = train_arm(settings, tokens, selection, threads=threads, device=device)
         control = control or trained
         recorded.keep(name, arm, trained)

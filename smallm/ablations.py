@@ -64,6 +64,10 @@ ABLATIONS: dict[str, Ablation] = {
         "Which activation function of the hidden layers is best?",
         _choices("activation", "relu", "gelu", "leaky_relu", "tanh", "sigmoid", "silu", "relu2"),
     ),
+    "gates": Ablation(
+        "Does it help to multiply each hidden layer by a second one? That takes more weights.",
+        _choices("activation", "silu", "swiglu", "gelu", "geglu"),
+    ),
     "split": Ablation("Does more text to train on help?", _choices("split_ratio", 0.75, 0.8, 0.9)),
     "tokenizer": Ablation(
         "Whole words, or byte-level pieces of words?",

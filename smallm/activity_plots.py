@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
+DASHES = ("-", "--")
 COLORS = (*ROLE_COLORS.values(), *OTHER_COLORS, INK, GREY)
 SHOWN = {"dead_units": "dead units (%)", "saturated_units": "saturated outputs (%)"}
 EXPLAINED = (
@@ -34,14 +35,17 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
     groups = by_activation(watched, result.get("settings") or {})
     if not groups:
         return None
+    several = len({architecture for _, architecture in groups}) > 1
+    names = {key: ", ".join(key) if several else key[0] for key in groups}
     with style():
         figure, grid = panels(5.2, nrows=len(SHOWN), sharex=True)
-        for (name, trials), color in zip(groups.items(), COLORS * len(groups), strict=False):
+        looks = looks_of(groups)
+        for key, trials in groups.items():
             for place, trial in enumerate(trials):
                 look: dict[str, Any] = {"lw": 0.8, "alpha": 0.5}
                 if place == 0:
-                    look = {"lw": 2, "marker": "o", "ms": 3.5, "label": name, "zorder": 3}
-                _line(grid, trial, color=color, **look)
+                    look = {"lw": 2, "marker": "o", "ms": 3.5, "label": names[key], "zorder": 3}
+                _line(grid, trial, **looks[key], **look)
         for axes, (figure_name, words) in zip(grid, SHOWN.items(), strict=True):
             axes.set_ylabel(words)
             most = max(_values(groups, figure_name))
@@ -50,10 +54,10 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
         grid[-1].set_xlabel("training tokens")
         grid[-1].set_xlim(left=0)
         grid[-1].xaxis.set_major_formatter(lambda tokens, _: tokens_shown(tokens))
-        figure.legend(loc="outside lower left", ncols=4 if len(max(groups, key=len)) < 12 else 2)
+        figure.legend(loc="outside lower left", ncols=2 if several else 4)
         ends = ", ".join(
-            f"{name} {100 * trials[0]['curve'][-1]['activity']['dead_units']:.1f} %"
-            for name, trials in groups.items()
+            f"{names[key]} {100 * trials[0]['curve'][-1]['activity']['dead_units']:.1f} %"
+            for key, trials in groups.items()
         )
         caption = (
             "The strong line of an activation function is its best trial, thin lines are its "
@@ -62,8 +66,10 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
         return finished(figure, "activations", "search", caption)
 
 
-def by_activation(trials: Sequence[Record], settings: Record) -> dict[str, list[Record]]:
-    """Trials with a curve by activation function, the best first; two architectures apart.
+def by_activation(
+    trials: Sequence[Record], settings: Record
+) -> dict[tuple[str, str], list[Record]]:
+    """Trials with a curve by activation function and architecture, the best first.
 
     `settings` are those that all trials share.
     """
@@ -71,13 +77,24 @@ def by_activation(trials: Sequence[Record], settings: Record) -> dict[str, list[
     def setting(trial: Record, name: str) -> str:
         return str(trial["settings"].get(name, settings.get(name, "")))
 
-    several = len({setting(trial, "architecture") for trial in trials}) > 1
-    groups: dict[str, list[Record]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}
     for trial in sorted(trials, key=lambda each: (-each["tokens"], each["curve"][-1]["mean"])):
-        name = setting(trial, "activation")
-        name += f", {setting(trial, 'architecture')}" if several else ""
-        groups.setdefault(name, []).append(trial)
+        key = setting(trial, "activation"), setting(trial, "architecture")
+        groups.setdefault(key, []).append(trial)
     return dict(sorted(groups.items()))
+
+
+def looks_of(groups: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """A colour for each activation function, a dash for each architecture."""
+    keys = sorted(groups)
+    functions, architectures = (sorted({key[part] for key in keys}) for part in (0, 1))
+    return {
+        key: {
+            "color": COLORS[functions.index(key[0]) % len(COLORS)],
+            "ls": DASHES[architectures.index(key[1]) % len(DASHES)],
+        }
+        for key in keys
+    }
 
 
 def _line(grid: Sequence[Axes], trial: Record, **look: Any) -> None:
@@ -87,7 +104,7 @@ def _line(grid: Sequence[Axes], trial: Record, **look: Any) -> None:
         look.pop("label", None)
 
 
-def _values(groups: Mapping[str, Iterable[Record]], name: str) -> list[float]:
+def _values(groups: Mapping[Any, Iterable[Record]], name: str) -> list[float]:
     return [
         point["activity"][name]
         for trials in groups.values()

@@ -47,6 +47,8 @@ class Seen(NamedTuple):
     """Of its SmaLLM."""
     shared: bool
     """Whether it sees the folder of the search."""
+    gpu_unused: bool = False
+    """Whether it has a GPU that its PyTorch cannot use."""
 
 
 def require_same_code(machines: Iterable[Seen], digest: str) -> None:
@@ -56,6 +58,15 @@ def require_same_code(machines: Iterable[Seen], digest: str) -> None:
         raise SmallmError(
             f"not all machines have the SmaLLM of this program ({digest}): {', '.join(others)}; "
             "`ray up` installs the same everywhere"
+        )
+
+
+def require_cuda(machines: Iterable[Seen]) -> None:
+    """Raises SmallmError that names the machines whose GPU would stay idle."""
+    if idle := [each.address for each in machines if each.gpu_unused]:
+        raise SmallmError(
+            f"a GPU, but no PyTorch for CUDA: {', '.join(idle)}; install one there (see "
+            "pytorch.org), or start Ray with --num-gpus=0"
         )
 
 
@@ -78,6 +89,14 @@ def least_machines(path: Path = LISTED) -> int:
     return max(fewest, len(listed_machines(path)))
 
 
+def most_machines(path: Path = LISTED) -> int:
+    """How many machines the cluster of this head may come to have; 1 without a cluster file."""
+    path = path.expanduser()
+    if not path.is_file():
+        return 1
+    return max(1 + int(read_yaml(path).get("max_workers", 0)), least_machines(path))
+
+
 def missing_machines(
     listed: Iterable[str], joined: Iterable[str], logs: Path = LOGS
 ) -> list[Missing]:
@@ -98,7 +117,7 @@ def _resolved(name: str) -> str:
 
 def _last_words(address: str, logs: Path) -> str:
     """The last line on a machine: of what went wrong, else of what was going on."""
-    for name in ("monitor.err", "monitor.log"):
+    for name in ("monitor.err", "monitor.log", "monitor.out"):
         with suppress(OSError):
             lines = (logs / name).read_text(encoding="utf-8", errors="replace").splitlines()
             told = [

@@ -47,7 +47,7 @@ class Replicate:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A config chosen for confirmation; `trial` is None for a default that the search stopped."""
+    """A config chosen for confirmation; `trial` is None for a default that was no trial."""
 
     name: str
     trial: str | None
@@ -114,7 +114,8 @@ def choose_finalists(
         for each in best
     ]
     if best and not any(each.is_default for each in finalists):
-        finalists.append(Finalist(DEFAULT, None, default, is_default=True))
+        own = next((each["id"] for each in trials if configs[each["id"]] == default), None)
+        finalists.append(Finalist(DEFAULT, own, default, is_default=True))
     return finalists
 
 
@@ -271,7 +272,7 @@ def confirmation_record(
     rows, comparisons = [], []
     for place, each in enumerate(confirmed):
         named = {0: "champion", 1: "runner-up"}.get(place, "finalist")
-        role = "default" if each.finalist.trial is None and place else named
+        role = "default" if each.finalist.name == DEFAULT and place else named
         rows.append(finalist_record(each, role=role, searched=searched, sources=sources))
     if others:
         comparisons.append(compared(champion, others[0], "runner-up"))

@@ -17,10 +17,11 @@ from smallm.errors import SmallmError
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and vanishes if not.
 
     When somebody else finished the same target meanwhile, theirs stays: equal content is equal.
+    With `replace`, an older one goes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -28,7 +29,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
         with disk_errors(target):
             yield temporary
         try:
-            temporary.rename(target)
+            if replace and target.exists():
+                older = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+                target.rename(older)
+                temporary.rename(target)
+                shutil.rmtree(older, ignore_errors=True)
+            else:
+                temporary.rename(target)
         except OSError:
             if not target.exists():
                 raise

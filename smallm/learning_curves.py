@@ -30,10 +30,14 @@ def learning_curves(
     `settings` are those that all trials share, `champion` is the id of a trial. In each group of
     an activation function the best trial stands first. At most MOST trials are shown: the
     champion's, the best of each group, the best of the others. Points at which a seed had failed
-    are left out.
+    are left out, and count for no rank.
     """
-    sound = [{**trial, "curve": _sound(trial["curve"])} for trial in trials]
-    groups = by_activation([trial for trial in sound if trial["curve"]], settings)
+    sound = [
+        {**trial, "curve": curve, "tokens": curve[-1]["tokens"]}
+        for trial in trials
+        if (curve := _sound(trial["curve"]))
+    ]
+    groups = by_activation(sound, settings)
     placed = [(place, trial) for group in groups.values() for place, trial in enumerate(group)]
 
     def order(each: tuple[int, Record]) -> tuple[Any, ...]:
@@ -48,7 +52,11 @@ def learning_curves(
     }
     return {
         "trials": len(trials),
-        "groups": [{"activation": name, "curves": each} for name, each in lines.items() if each],
+        "groups": [
+            {"activation": activation, "architecture": architecture, "curves": each}
+            for (activation, architecture), each in lines.items()
+            if each
+        ],
     }
 
 

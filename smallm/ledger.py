@@ -49,6 +49,7 @@ from smallm.tape_building import build_tape, tape_folder
 from smallm.token_tape import TokenTape, tokenize_tape, tokens_folder
 from smallm.tracking import CHAMPION_URI, Tracker
 from smallm.training import product_dtype
+from smallm.training_run import unused_window
 
 WRITTEN = ("result.json", "leaderboard.csv", "report.html", "plots")
 PROMPTS = 4  # of the default ones, that every model continues at the end of a search
@@ -120,6 +121,9 @@ class Ledger:
         )
         self.seconds["corpus"] = time.perf_counter() - start
         self._tell_corpus()
+        tokens = opened(self.default, self.folders)
+        if unused := unused_window(tokens, self.space.largest_window()):
+            self.say(unused)
 
     def _tell_corpus(self) -> None:
         manifest = self.tape.manifest
@@ -204,17 +208,16 @@ class Ledger:
         found["conclusion"] += [*record["conclusion"], record["replication_advice"]]
         record |= found
         folder = self.folder / "champion"
-        if not folder.exists():
-            with whole_folder(folder) as temporary:
-                fitted = fitted_temperature(core, tokens, selection, window=settings.model.window)
-                card = confirmation.card(champion, record)
-                about = {"heldout_above": max(ratios), "temperature": fitted}
-                save_model(core, settings, tokens, temporary, card=card, **about)
-                self._map_words(temporary)
-                learned = learning_curves(
-                    record["trials"], record["settings"], champion=champion.finalist.trial
-                )
-                write_json(temporary / LEARNING_CURVES, learned)
+        with whole_folder(folder, replace=True) as temporary:  # resumed, it may be another one
+            fitted = fitted_temperature(core, tokens, selection, window=settings.model.window)
+            card = confirmation.card(champion, record)
+            about = {"heldout_above": max(ratios), "temperature": fitted}
+            save_model(core, settings, tokens, temporary, card=card, **about)
+            self._map_words(temporary)
+            learned = learning_curves(
+                record["trials"], record["settings"], champion=champion.finalist.trial
+            )
+            write_json(temporary / LEARNING_CURVES, learned)
         record["champion"] = {
             "trial": champion.finalist.trial,
             "folder": str(folder),

@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from smallm.errors import SmallmError
 from smallm.models.transformer import BASE_WIDTH
 from smallm.muon import Muon
 from smallm.settings import Settings
 
 TABLES = ("embedding", "bigrams", "output")  # a row for each id: not matrices of a hidden layer
+HIDDEN = ("layers", "gates", "projection")  # matrices of hidden layers, with vectors of their own
+VECTORS = ("bias", "log_scale")
 PEAK = "peak"  # of a group's learning rate
 
 
@@ -31,10 +34,15 @@ def optimizers_of(
     """The optimizers of named weights, which replicates may share along a first dimension."""
     training = settings.training
     dimensions = 2 + stacked
+    if unknown := sorted({name.split(".")[0] for name in weights} - {*TABLES, *HIDDEN, *VECTORS}):
+        raise SmallmError(
+            f"{', '.join(unknown)}: weights of no group that an optimizer knows; groups are "
+            f"{', '.join((*TABLES, *HIDDEN, *VECTORS))}"
+        )
     hidden = [
         weight
         for name, weight in weights.items()
-        if weight.ndim == dimensions and name.split(".")[0] not in TABLES
+        if weight.ndim == dimensions and name.split(".")[0] in HIDDEN
     ]
     chosen = {id(weight) for weight in hidden}
     tables = [w for w in weights.values() if w.ndim == dimensions and id(w) not in chosen]

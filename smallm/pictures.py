@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,14 @@ def draw_model(record: Record) -> list[Plot]:
         plots.append(heads_plot(name, tokens, weights))
         plots.append(attention_plot(name, tokens, weights, layer=len(weights)))
     return plots
+
+
+def draw_neighbors(record: Record) -> list[Plot]:
+    """A picture for each word of `neighbors_table`."""
+    return [
+        replace(neighbors_plot(record["name"], word, near), name=f"neighbors_{word}")
+        for word, near in record.get("neighbors", {}).items()
+    ]
 
 
 def neighbors_table(record: Record) -> Html:

@@ -26,7 +26,7 @@ from smallm.leaderboard import (
     span,
 )
 from smallm.page import Html, broad_figure, details, figures, join, page, pairs, table, tag
-from smallm.pictures import draw_model, neighbors_table
+from smallm.pictures import draw_model, draw_neighbors, neighbors_table
 from smallm.plots import Record, draw_plots, label, score, shown, tokens_shown
 
 SCHEMA = 2  # of `result.json`: raise it where an older one can no longer be shown
@@ -93,7 +93,8 @@ def _size(part: Record) -> str:
 def write_plots(result: Record, folder: Path) -> None:
     """Writes each plot as an SVG file, for where the report cannot be opened."""
     pictures = result.get("pictures")
-    for plot in [*draw_plots(result), *(draw_model(pictures) if pictures else ())]:
+    model = [*draw_model(pictures), *draw_neighbors(pictures)] if pictures else ()
+    for plot in [*draw_plots(result), *model]:
         write_text(folder / f"{plot.name}.svg", plot.svg)
 
 

@@ -208,11 +208,18 @@ def time_left(ended: Sequence[float], *, trials: int, concurrent: int) -> float 
     return statistics.fmean(ended) * max(trials - len(ended), 0) / concurrent
 
 
-def trial_resources(*, cpus: float, gpus: float, models_per_gpu: int = 4) -> dict[str, float]:
-    """Ray resources of one trial: a thread each; on GPUs a share of one."""
-    if not gpus:
+def trial_resources(
+    machines: Iterable[Mapping[str, float]], *, models_per_gpu: int = 4
+) -> dict[str, float]:
+    """Ray resources of one trial: a thread each; on GPUs a share of one, and of its machine."""
+    shares = [
+        machine.get("CPU", 0) / (machine["GPU"] * models_per_gpu)
+        for machine in machines
+        if machine.get("GPU")
+    ]
+    if not shares:
         return {"CPU": 1}
-    return {"CPU": max(1, min(cpus / (gpus * models_per_gpu), 4)), "GPU": 1 / models_per_gpu}
+    return {"CPU": max(1, min(*shares, 4)), "GPU": 1 / models_per_gpu}
 
 
 def slots(each: Mapping[str, float], machines: Iterable[Mapping[str, float]]) -> int:

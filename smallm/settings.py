@@ -154,7 +154,7 @@ class ModelSettings(Group):
     preset: Literal["tiny", "small", "base"] | None = None
     """A transformer's shape: 0.8, 4.8 or 14.3 M parameters without embeddings; given parts win."""
     activation: str = "relu2"
-    """Nonlinearity of the hidden layers. A transformer also has the gated swiglu and geglu."""
+    """Nonlinearity of the hidden layers; swiglu and geglu gate them by as many more weights."""
     window: int = Field(default=16, ge=1, le=1024)
     """Number of preceding tokens that the model sees; in a transformer, that each layer sees."""
     embedding: int = Field(default=64, ge=1)
@@ -201,26 +201,15 @@ class ModelSettings(Group):
                         f"{self.architecture}"
                     )
         if self.architecture != "transformer":
-            self._require_plain_activation()
-        elif self.embedding % (2 * self.heads):
+            return self
+        if self.embedding % (2 * self.heads):
             raise ValueError(
                 f"embedding {self.embedding} is no multiple of 2 * heads = {2 * self.heads}: "
                 "each head has an even width"
             )
-        elif self.kv_heads and self.heads % self.kv_heads:
+        if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
         return self
-
-    def _require_plain_activation(self) -> None:
-        if self.activation == type(self).model_fields["activation"].default:
-            return  # before torch is imported, which takes seconds
-        from smallm.models.activations import ACTIVATIONS
-
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation {self.activation} is gated, and only architecture transformer "
-                f"has it; allowed: {', '.join(ACTIVATIONS)}"
-            )
 
     @field_validator("architecture")
     @classmethod

@@ -157,6 +157,17 @@ class Space(Group):
             return [Settings.from_flat(self.settings).training.split_ratio]
         return [float(ratio) for ratio in _extremes(searched)]
 
+    def largest_window(self) -> int:
+        """The most tokens that a trial's model may look at, or its layers."""
+        points = [
+            self._needed(name) | {name: value}
+            for name in ("window", "preset")
+            if name in self.search
+            for value in _extremes(self.search[name])
+        ]
+        configs = [self.config(self.default_point(point)) for point in [{}, *points]]
+        return max(each.model.window for each in configs)
+
     def tokenizers(self) -> list[TokenizerSettings]:
         """Every tokenizer that a trial may use."""
         names = [name for name in TokenizerSettings.model_fields if name in self.search]

@@ -18,6 +18,7 @@ from smallm.settings import Settings, read_yaml
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from smallm.token_tape import TokenTape
     from smallm.training import Progress, Training
 
 CHECKPOINTS = "tokens-*"
@@ -47,7 +48,7 @@ def follow(
         transient=True,
     )
     console.print(read_and_built(training), markup=False)
-    if unused := unused_window(training):
+    if unused := unused_window(training.tokens, training.settings.model.window):
         console.print(unused, markup=False)
     if training.not_stacked:
         console.print(f"seeds train in turn, not stacked: {training.not_stacked}", markup=False)
@@ -78,10 +79,9 @@ def read_and_built(training: Training) -> str:
     )
 
 
-def unused_window(training: Training) -> str | None:
+def unused_window(tokens: TokenTape, window: int) -> str | None:
     """A line for a window that no document fills; the model trains well, but looks in vain."""
-    longest = int(np.diff(training.tokens.ends).max())
-    window = training.settings.model.window
+    longest = int(np.diff(tokens.ends).max())
     if window <= longest:
         return None
     return (

@@ -8,10 +8,10 @@ import tiny_models
 import torch
 
 from smallm.activity import SAMPLE
-from smallm.activity_plots import activity_over_training, layers_plot
+from smallm.activity_plots import activity_over_training, layers_plot, looks_of
 from smallm.errors import SmallmError
 from smallm.models import architecture
-from smallm.models.activations import ACTIVATIONS
+from smallm.models.activations import ACTIVATIONS, GATED
 from smallm.plots import tokens_shown
 from smallm.predictors.causal import Causal
 from smallm.predictors.masked import Masked
@@ -95,7 +95,7 @@ def test_training_tells_of_every_seed_what_its_model_does(bpe_tokens, replicatio
         assert units.activity() == found
 
 
-@pytest.mark.parametrize("activation", sorted({*ACTIVATIONS, "swiglu"}))
+@pytest.mark.parametrize("activation", sorted({*ACTIVATIONS, *GATED}))
 def test_a_transformer_has_a_row_for_each_layer(activation):
     shape = ModelSettings(
         architecture="transformer", embedding=16, hidden=24, depth=3, activation=activation
@@ -215,3 +215,9 @@ def test_no_text_and_no_such_model_are_one_line(smallm, tmp_path):
     run = smallm("plot", "curves", "nosuch")
     assert run.code == 1
     assert "nosuch: is neither a folder of `smallm train` nor a search; known: none" in run.err
+
+
+def test_every_activation_function_of_every_architecture_has_its_own_look():
+    names = [*ACTIVATIONS, *GATED]
+    looks = looks_of((name, kind) for name in names for kind in ("mlp", "transformer"))
+    assert len({(look["color"], look["ls"]) for look in looks.values()}) == 2 * len(names)

@@ -53,6 +53,39 @@ def test_a_missing_token_is_named(tmp_path, monkeypatch):
     assert cluster.token_hint() == ""
 
 
+def test_trials_share_a_gpu_and_the_processors_of_its_machine():
+    head, worker = {"CPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}
+    assert results.trial_resources([head, head]) == {"CPU": 1}
+    each = results.trial_resources([head, worker], models_per_gpu=4)
+    assert each == {"CPU": 2, "GPU": 0.25}
+    assert results.slots(each, [head, worker, worker]) == 8  # four on each GPU
+    small = {"CPU": 4.0, "GPU": 4.0}
+    assert results.trial_resources([worker, small]) == {"CPU": 1, "GPU": 0.25}
+    large = {"CPU": 96.0, "GPU": 1.0}
+    assert results.trial_resources([large]) == {"CPU": 4, "GPU": 0.25}
+
+
+def test_a_gpu_without_a_pytorch_for_it_is_named():
+    seen = [
+        cluster.Seen("192.0.2.10", "aaa", True),
+        cluster.Seen("192.0.2.11", "aaa", True, gpu_unused=True),
+    ]
+    cluster.require_cuda(seen[:1])
+    with pytest.raises(SmallmError, match=r"a GPU, but no PyTorch for CUDA: 192\.0\.2\.11;"):
+        cluster.require_cuda(seen)
+
+
+def test_a_cloud_may_grow_and_a_list_may_not(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    assert cluster.most_machines(file) == 1
+    kinds = "{head: {}, gpu_spot: {min_workers: 2, max_workers: 8}}"
+    file.write_text(f"max_workers: 6\navailable_node_types: {kinds}\n")
+    assert cluster.least_machines(file) == 3
+    assert cluster.most_machines(file) == 7
+    file.write_text("provider: {type: local, head_ip: a, worker_ips: [b, c]}\nmax_workers: 2\n")
+    assert cluster.most_machines(file) == 3
+
+
 def test_slots_count_whole_trials_on_each_machine():
     machines = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 8.0}, {"CPU": 0.5}]
     assert results.slots({"CPU": 1}, machines) == 11

@@ -20,7 +20,9 @@ def trial(number, activation="relu", *, bits=(3.0, 2.0), **settings):
 
 def shown(found):
     return {
-        group["activation"]: [each["trial"] for each in group["curves"]]
+        ", ".join(filter(None, (group["activation"], group["architecture"]))): [
+            each["trial"] for each in group["curves"]
+        ]
         for group in found["groups"]
     }
 
@@ -33,7 +35,8 @@ def test_groups_are_by_activation_and_the_best_comes_first():
         trial(3, bits=(1.0,)),  # ended early
     ]
     found = learning_curves(trials, {"architecture": "mlp"}, champion="t1")
-    assert shown(found) == {"relu": ["trial 2", "trial 1", "trial 3"], "tanh": ["trial 0"]}
+    relu = ["trial 2", "trial 1", "trial 3"]
+    assert shown(found) == {"relu, mlp": relu, "tanh, mlp": ["trial 0"]}
     champions = [each for group in found["groups"] for each in group["curves"] if each["champion"]]
     assert [each["trial"] for each in champions] == ["trial 1"]
     assert champions[0]["dead_units"] is None  # units were not watched
@@ -43,7 +46,7 @@ def test_architectures_are_apart_when_there_are_two():
     trials = [trial(0, architecture="mlp"), trial(1, architecture="transformer")]
     assert set(shown(learning_curves(trials, {}))) == {"relu, mlp", "relu, transformer"}
     fixed = {"architecture": "mlp", "activation": "gelu"}
-    assert set(shown(learning_curves([trial(0)], fixed))) == {"relu"}
+    assert set(shown(learning_curves([trial(0)], fixed))) == {"relu, mlp"}
 
 
 def test_of_many_trials_the_champion_and_the_best_remain():
@@ -64,6 +67,9 @@ def test_points_at_which_a_seed_had_failed_are_left_out():
     (curve,) = group["curves"]
     assert curve["tokens"] == [100]
     assert found["trials"] == 2
+    diverged = trial(2, bits=(2.9, PENALTY))  # spent its budget, but for nothing
+    found = learning_curves([diverged, trial(3, bits=(2.8,)), trial(4, bits=(3, 2))], {})
+    assert shown(found) == {"relu": ["trial 4", "trial 3", "trial 2"]}
 
 
 def test_a_trained_model_has_its_own_curve(tmp_path):
@@ -71,6 +77,6 @@ def test_a_trained_model_has_its_own_curve(tmp_path):
     (tmp_path / "settings.yaml").write_text(Settings().replace(activation="tanh").to_yaml())
     write_json(tmp_path / "curve.json", trial(0)["curve"])
     found = kept_learning_curves(tmp_path)
-    assert shown(found) == {"tanh": [tmp_path.name]}
+    assert shown(found) == {"tanh, mlp": [tmp_path.name]}
     assert found["groups"][0]["curves"][0]["champion"]
     assert found["groups"][0]["curves"][0]["bits_per_byte"] == pytest.approx([3, 2])

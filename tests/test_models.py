@@ -14,7 +14,7 @@ from smallm.batches import windows_before
 from smallm.champion import load_core, save_model, saved_temperature
 from smallm.errors import SmallmError
 from smallm.models import architecture
-from smallm.models.activations import ACTIVATIONS
+from smallm.models.activations import ACTIVATIONS, GATED
 from smallm.models.huggingface import wrap
 from smallm.models.windows import windows_of
 from smallm.settings import ModelSettings, Settings
@@ -43,7 +43,7 @@ def first_document(tokens):
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted({*ACTIVATIONS, *GATED}))
 def test_every_shape_gives_finite_logits_and_gradients(activation, tied, depth, normalized):
     settings = small(activation=activation, tied=tied, depth=depth, normalized_output=normalized)
     core = random_core(settings, 50).double()

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from smallm.errors import SmallmError
 from smallm.muon import Muon
-from smallm.optimizers import PEAK
+from smallm.optimizers import PEAK, optimizers_of
 from smallm.replicates import Group
 from smallm.settings import Settings
 from smallm.training import Training
@@ -141,3 +142,9 @@ def test_the_best_rate_moves_little_when_the_width_is_four_times_as_large(bpe_to
     assert abs(math.log2(wide / narrow)) <= 1, found
     # and the narrow one's best rate costs the wide one next to nothing
     assert found[WIDTHS[1]][RATES.index(narrow)] < min(found[WIDTHS[1]]) * 1.03
+
+
+def test_weights_of_no_known_group_are_named():
+    weights = {"embedding.weight": torch.zeros(3, 2), "adapter.weight": torch.zeros(2, 2)}
+    with pytest.raises(SmallmError, match="adapter: weights of no group that an optimizer knows"):
+        optimizers_of(Settings(), weights, stacked=False)

@@ -87,3 +87,10 @@ def test_a_space_is_read_from_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.yaml").write_text("trials: 7\nsearch: {activation: {choices: [relu, gelu]}}\n")
     assert load_space("~/own.yaml").trials == 7
+
+
+def test_the_largest_window_is_that_of_any_trial():
+    space = load_space("full")
+    presets = [space.config(space.default_point({"architecture": "transformer", "preset": name}))
+               for name in ("tiny", "small")]  # fmt: skip
+    assert space.largest_window() == max(32, *(each.model.window for each in presets))

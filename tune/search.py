@@ -68,11 +68,18 @@ from smallm.training import PENALTY
 PACKED = "report"  # the name of all that a trial reports, as one line of JSON
 
 
-def seen_here(job: dict[str, Any]) -> tuple[str, bool]:
-    """The digest of this machine's SmaLLM, and whether it sees the folder of the search."""
+def seen_here(job: dict[str, Any]) -> tuple[str, bool, bool]:
+    """The digest of this machine's SmaLLM, whether it sees the folder of the search, and whether
+    it has a GPU that its PyTorch was not built for."""
     from smallm.provenance import code_digest  # all that is asked of a SmaLLM that may be another
 
-    return code_digest(), on_shared_disk(job)
+    here = ray.get_runtime_context().get_node_id()
+    unused = False
+    if here in job["gpu_machines"]:
+        import torch
+
+        unused = not torch.backends.cuda.is_built()
+    return code_digest(), on_shared_disk(job), unused
 
 
 def on_shared_disk(job: dict[str, Any]) -> bool:
@@ -270,7 +277,9 @@ class Listener(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial failed."""
-        self._ended(trial, error=_last_line(trial.error_file) or "the worker died")
+        file = Path(trial.error_file) if trial.error_file else None
+        told = file.read_text(encoding="utf-8") if file and file.exists() else ""
+        self._ended(trial, error=why_failed(told))
 
     def _ended(self, trial: Any, *, error: str | None) -> None:
         last = unpacked(trial.last_result or {})
@@ -287,10 +296,11 @@ class Listener(tune.Callback):
         trial.metric_n_steps.clear()
 
 
-def _last_line(path: str | None) -> str | None:
-    if not path or not Path(path).exists():
-        return None
-    return Path(path).read_text(encoding="utf-8").strip().splitlines()[-1]
+def why_failed(told: str) -> str:
+    """The reason of a trial's failure in one line, from what Ray tells of it."""
+    if ray.exceptions.OutOfMemoryError.__name__ in told:
+        return "out of memory: its machine had too little left, and Ray ended it to save the others"
+    return (told.strip().splitlines() or ["the worker died"])[-1]
 
 
 def make_tuner(
@@ -361,7 +371,7 @@ def trial_records(grid: tune.ResultGrid, ledger: Ledger) -> list[dict[str, Any]]
                 number=trial.config["number"],
                 settings=trial.config["point"],
                 rows=[unpacked(row) for row in rows],
-                error=str(result.error) if result.error else None,
+                error=why_failed(str(result.error)) if result.error else None,
                 # Ray calls a trial terminated that Ctrl-C ended; only ours know better
                 interrupted=f"trial/{trial.trial_id}" not in ledger.tracker.ended,
                 seeds=ledger.space.seeds,
@@ -500,10 +510,9 @@ def make_job(
     there is a storage to fetch them from.
     """
     total = ray.cluster_resources()
-    resources = results.trial_resources(
-        cpus=total.get("CPU", 1), gpus=total.get("GPU", 0), models_per_gpu=per_gpu
-    )
-    machines = [node["Resources"] for node in nodes()]
+    present = nodes()
+    machines = [node["Resources"] for node in present]
+    resources = results.trial_resources(machines, models_per_gpu=per_gpu)
     slots = results.slots(resources, machines)
     if not slots:
         raise SmallmError(results.too_small(resources, machines))
@@ -513,8 +522,10 @@ def make_job(
         "device": "cuda" if "GPU" in resources else "cpu",
         "digest": code_digest(),
         "concurrent": min(slots, space.trials),
+        "slots_of_largest": max(results.slots(resources, [machine]) for machine in machines),
         "cpus": int(total.get("CPU", 0)),
         "gpus": int(total.get("GPU", 0)),
+        "gpu_machines": [node["NodeID"] for node in present if node["Resources"].get("GPU")],
         "mark": str(mark),
         "marked": mark.read_text(encoding="utf-8"),
         "parcels": [],
@@ -527,6 +538,7 @@ def make_job(
     asked = on_every_machine(seen_here, job, say=say)
     seen = [cluster.Seen(address, *answer) for address, answer in asked.items()]
     cluster.require_same_code(seen, job["digest"])
+    cluster.require_cuda(seen)
     if storage:
         with storage.marked() as mark_there:
             on_every_machine(reaches, storage.uri, mark_there, say=say)
@@ -537,6 +549,17 @@ def make_job(
             for folder in parcels.folders_of(folders.values())
         ]
     return job
+
+
+def ask_for_machines(job: dict[str, Any]) -> None:
+    """Has Ray Tune wait for as many trials as a growing cluster has room for.
+
+    A cloud starts machines for trials that wait. Of those Ray Tune keeps one, which would bring
+    machine after machine, each after minutes of installing.
+    """
+    more = cluster.most_machines() - len(nodes())
+    if more > 0 and not cluster.listed_machines():
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(more * job["slots_of_largest"]))
 
 
 @ray.remote
@@ -596,6 +619,7 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
         if not job["shared"]:
             ledger.say(plan.NOT_SHARED)
         ledger.display.concurrent = job["concurrent"]
+        ask_for_machines(job)
         tuner = make_tuner(ledger, job)
         with ledger.display.bar:
             grid = tuner.fit()

@@ -3,8 +3,10 @@
 The neural probabilistic language model of Bengio et al. 2003 with modern parts: the embeddings of
 the window are concatenated, pass one or more hidden layers, and a softmax gives the next token.
 Tied, the output layer is the embedding matrix behind a projection to its width, which makes the
-largest matrix product several times smaller. With a normalized output, the logits are cosines of
-the hidden state and the output rows, times one learned scale: a temperature that training finds.
+largest matrix product several times smaller. With a gated activation each hidden layer is
+multiplied by a second one (Shazeer 2020, arXiv 2002.05202). With a normalized output, the logits
+are cosines of the hidden state and the output rows, times one learned scale: a temperature that
+training finds.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smallm.models.activations import Activation
+from smallm.models.activations import GATED, Activation
 from smallm.models.output import initialize_output, scaled_cosines
 from smallm.settings import ModelSettings
 
@@ -31,7 +33,10 @@ class MLP(nn.Module):
         self.dropout = settings.dropout
         self.embedding = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(nn.Linear(size, hidden) for size in inputs)
-        self.activations = nn.ModuleList(Activation(settings.activation) for _ in inputs)
+        gated = settings.activation in GATED
+        activation = GATED.get(settings.activation, settings.activation)
+        self.activations = nn.ModuleList(Activation(activation) for _ in inputs)
+        self.gates = nn.ModuleList(nn.Linear(size, hidden) for size in inputs if gated)
         self.projection = nn.Linear(hidden, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(hidden, vocabulary, bias=False)
         self.bias = nn.Parameter(torch.empty(vocabulary))
@@ -49,6 +54,10 @@ class MLP(nn.Module):
             assert isinstance(layer, nn.Linear)
             layer.weight.normal_(std=(2 / layer.in_features) ** 0.5, generator=generator)
             layer.bias.zero_()
+        for gate in self.gates:
+            assert isinstance(gate, nn.Linear)
+            gate.weight.normal_(std=gate.in_features**-0.5, generator=generator)
+            gate.bias.zero_()
         initialize_output(
             (self.projection, self.output),
             self.log_scale,
@@ -60,9 +69,10 @@ class MLP(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Logits (batch, vocabulary) from ids (batch, window), the oldest first."""
         x = self.embedding(windows).flatten(1)  # (batch, window * embedding)
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            x = activation(layer(x))  # (batch, hidden)
-            x = F.dropout(x, self.dropout, self.training)
+        gates = self.gates or [None] * len(self.layers)
+        for layer, activation, gate in zip(self.layers, self.activations, gates, strict=True):
+            hidden = activation(layer(x))  # (batch, hidden)
+            x = F.dropout(hidden if gate is None else hidden * gate(x), self.dropout, self.training)
         if self.projection is not None:
             x = self.projection(x)  # (batch, embedding)
         if self.log_scale is not None:

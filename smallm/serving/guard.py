@@ -29,9 +29,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 Reason = Literal["key", "host", "size", "slow", "busy", "busy_key"]
 
-OPEN_PATHS = frozenset(
-    {"/healthz", "/readyz", "/", "/page.css", "/page.js", "/inside.js", "/favicon.ico"}
-)
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 LINGER = 2.0  # seconds in which the rest of a refused body is thrown away
 ELSEWHERE = {"cross-site", "same-site"}  # what browsers say of a request by another site's page
 RETRY_AFTER = 1  # seconds

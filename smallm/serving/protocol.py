@@ -67,6 +67,13 @@ def _one_or_several(several: Any) -> BeforeValidator:
     return BeforeValidator(_several, json_schema_input_type=Text | several)
 
 
+def _null_is(default: Any, kind: Any) -> BeforeValidator:
+    """Null is as good as nothing, as OpenAI's clients may send it."""
+    return BeforeValidator(
+        lambda given: default if given is None else given, json_schema_input_type=kind | None
+    )
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 """JSON can escape what is no text: it could be neither encoded nor answered."""
 SomeText = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
@@ -74,6 +81,11 @@ Texts = Annotated[list[Text], Field(min_length=1)]
 Stops = Annotated[list[SomeText], Field(max_length=4)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Names = Annotated[list[Text], Field(min_length=1)]
+Temperature = Annotated[float, Field(ge=0, le=100)] | Literal["fitted"]
+Share = Annotated[float, Field(gt=0, le=1)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+One = Annotated[int, Field(ge=1, le=1)]
+Nothing = Annotated[dict[str, float], Field(max_length=0)]
 
 
 class Request(BaseModel):
@@ -90,7 +102,10 @@ class StreamOptions(Request):
 
 
 class CompletionRequest(Request):
-    """OpenAI's completions, with `fitted` as a temperature."""
+    """OpenAI's completions, with `fitted` as a temperature.
+
+    Of what changes a model's own probabilities only the values that change nothing are taken.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -102,13 +117,13 @@ class CompletionRequest(Request):
     """A name of /v1/models."""
     prompt: Annotated[Texts, _one_or_several(Texts)]
     """What is continued: a text or a list."""
-    max_tokens: Count = 16
+    max_tokens: Annotated[Count, _null_is(16, Count)] = 16
     """Most tokens of a continuation."""
-    temperature: Annotated[float, Field(ge=0, le=100)] | Literal["fitted"] = 1.0
+    temperature: Annotated[Temperature, _null_is(1.0, Temperature)] = 1.0
     """0 is greedy; `fitted` is the one that makes held-out text most likely."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Annotated[Share, _null_is(1.0, Share)] = 1.0
     """Only the most probable tokens that together reach this probability."""
-    n: Count = 1
+    n: Annotated[Count, _null_is(1, Count)] = 1
     """Continuations of each prompt; with a seed, each has one of its own."""
     stop: Annotated[Stops, _one_or_several(Stops)] | None = None
     """Texts before which a continuation ends."""
@@ -116,14 +131,24 @@ class CompletionRequest(Request):
     """The same seed gives the same text."""
     logprobs: int | None = Field(default=None, ge=0, le=5)
     """The most probable tokens at each place, with their log-probabilities."""
-    echo: bool = False
+    echo: Annotated[bool, _null_is(False, bool)] = False
     """Whether the prompt comes first in the answer."""
-    stream: bool = False
+    stream: Annotated[bool, _null_is(False, bool)] = False
     """Whether the answer comes in pieces, as server-sent events."""
     stream_options: StreamOptions | None = None
     """Only with `stream`."""
     user: Text | None = None
     """Whom the request is for; not used."""
+    frequency_penalty: Zero | None = None
+    """Only 0."""
+    presence_penalty: Zero | None = None
+    """Only 0."""
+    logit_bias: Nothing | None = None
+    """Only an empty one."""
+    best_of: One | None = None
+    """Only 1."""
+    suffix: None = None
+    """Only null: no model here writes what stands between two texts."""
 
 
 class NextWordsRequest(Request):

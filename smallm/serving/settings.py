@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from smallm.baselines import default_models
-from smallm.serving.api_page import PATHS
+from smallm.serving import api_page, page
 from smallm.serving.guard import OPEN_PATHS, Rules
 from smallm.serving.keys import Keys
 from smallm.settings import Group, validated
@@ -96,7 +96,7 @@ class ServeSettings(Resources):
         """What the guard heeds."""
         return Rules(
             keys=keys,
-            open_paths=OPEN_PATHS | PATHS,
+            open_paths=OPEN_PATHS | page.OPEN_PATHS | api_page.PATHS,
             most_body_bytes=self.most_body_bytes,
             most_running=self.most_running,
             most_running_per_key=self.most_running_per_key,

@@ -84,7 +84,8 @@ class Versions:
 
     def _take(self, engine: Engine, version: str) -> None:
         # What a loaded model consists of stays: looking through it again and again for garbage
-        # takes a fifth of the time of next words.
+        # takes a fifth of the time of next words. Of older versions what lies in cycles goes.
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
         before, self._worker, self.version = (

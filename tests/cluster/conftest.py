@@ -1,16 +1,20 @@
 """A head, two workers and a laptop, with SmaLLM's environment as after an installation."""
 
+import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import s3
 import yaml
 
-from .hosts import Hosts, missing
+from .hosts import NETWORK, Hosts, missing
 
 ROOT = Path(__file__).parents[2]
+S3_PORT = 5005
+S3 = {**s3.ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://{NETWORK}.254:{S3_PORT}"}
 FEW = "--num-cpus=1 --object-store-memory=200000000"
 
 # What clusters/install.sh would leave, without the downloads: this environment, of which each host
@@ -23,7 +27,7 @@ echo $HOME/.smallm/source > {packages}/_editable_impl_smallm.pth
 cd {root}
 cat pyproject.toml constraints.txt clusters/install.sh | sha256sum > ~/.smallm/environment/installed
 # Trials start on all machines together, so that none has done them all before another is ready.
-echo export TUNE_MAX_PENDING_TRIALS_PG=3 >> ~/.bashrc
+echo export TUNE_MAX_PENDING_TRIALS_PG=3 {bucket} >> ~/.bashrc
 """
 
 
@@ -41,9 +45,39 @@ def hosts(tmp_path_factory, names):
     with Hosts(tmp_path_factory.mktemp("hosts"), names) as made:
         for host in made.hosts:
             packages = f"{sys.prefix}/lib/python3.{sys.version_info.minor}/site-packages"
-            script = INSTALLED.format(environment=sys.prefix, packages=packages, root=ROOT)
+            script = INSTALLED.format(
+                environment=sys.prefix,
+                packages=packages,
+                root=ROOT,
+                bucket=" ".join(f"{name}={value}" for name, value in S3.items()),
+            )
             host.run("bash", "-c", script)
         yield made
+
+
+@pytest.fixture(scope="module")
+def bucket(hosts):
+    """A bucket of an S3 server on the laptop, which every machine reaches."""
+    place = ["-H", hosts.laptop.address, "-p", S3_PORT]
+    start_quietly(hosts.laptop, sys.executable, "-m", "moto.server", *place)
+    wait_for(hosts.laptop, S3, "import boto3; boto3.client('s3').create_bucket(Bucket='bucket')")
+    return "s3://bucket"
+
+
+def start_quietly(host, *command):
+    """Starts a server that may print more than anybody reads."""
+    host.start("bash", "-c", f"exec {shlex.join(map(str, command))} > /dev/null 2>&1")
+
+
+def wait_for(host, environment, program, patience=60):
+    """Until a Python program succeeds."""
+    deadline = time.monotonic() + patience
+    while True:
+        done = host.run(sys.executable, "-c", program, check=False, **environment)
+        if done.returncode == 0:
+            return
+        assert time.monotonic() < deadline, done.stdout
+        time.sleep(1)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +87,7 @@ def laptop(hosts):
     for name in ("cluster.yaml", "pyproject.toml", "constraints.txt", "README.md"):
         project.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, project / name)
-    for name in ("clusters", "smallm", "tune"):
+    for name in ("clusters", "serve", "smallm", "tune"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     edit(project / "cluster.yaml", hosts)
 

@@ -1,6 +1,7 @@
 """From a list of machines to a champion by the commands of the README, on hosts of this machine."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -95,9 +96,13 @@ def test_a_job_from_a_laptop_runs_the_code_of_its_folder_on_every_machine(cluste
     laptop.start("ssh", "-i", key, *trust, *forward)
     wait_for_port(cluster.laptop, 8265)
     submit = ["ray", "job", "submit", "--address", "http://127.0.0.1:8265", "--working-dir", "."]
-    search = ["python", "tune/search.py", *SEARCH, "--dry-run"]
-    said = laptop(*submit, "--", *search, RAY_AUTH_MODE="token")
+    search = ["python", "tune/search.py", *SEARCH]
+    said = laptop(*submit, "--", *search, "--dry-run", RAY_AUTH_MODE="token")
+    few = ["--trials", "2", "--compare-with", "none", "--name", "job"]
+    done = laptop(*submit, "--", *search, *few, RAY_AUTH_MODE="token")
     cluster.laptop.run("pkill", "-f", "ssh .*8265:127.0.0.1:8265")
+    assert "The champion is" in done
+    result_of(laptop, "job", trials=2)
     assert "by the code of this folder" in said
     assert "each trial takes 1 CPU; 3 run at once on 3 machines" in said
     assert "MLflow at http://127.0.0.1:5000" in said
@@ -120,6 +125,24 @@ def test_the_check_names_what_keeps_a_machine_from_joining(cluster, laptop):
     assert "the token of the cluster is missing: `ray get-auth-token --generate`" in said
 
 
+def test_the_champion_is_served_on_the_cluster(cluster, laptop):
+    config = yaml.safe_load((laptop.project / "serve" / "config.yaml").read_text())
+    config["applications"][0]["args"]["models"] = {"champion": {}}
+    (laptop.project / "served.yaml").write_text(yaml.safe_dump(config))
+    laptop("ray", "rsync-up", "cluster.yaml", str(laptop.project / "served.yaml"), "~/served.yaml")
+    head = cluster.hosts[0]
+    on(head, "serve deploy ~/served.yaml")
+    asked = """curl -s -H 'Content-Type: application/json' localhost:8000/v1/next-words \\
+        -d '{"prompt": "The model", "k": 3, "models": ["champion"]}'"""
+    deadline = time.monotonic() + 120
+    while "certified" not in (said := head.run("bash", "-c", asked, check=False).stdout):
+        assert time.monotonic() < deadline, said
+        time.sleep(2)
+    found = json.loads(said)["models"]["champion"]
+    assert len(found["words"]) == 3
+    on(head, "serve shutdown --yes")
+
+
 def submitted(laptop, name, *arguments):
     """A search that goes on while the test does something to its machines."""
     submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *arguments]
@@ -131,11 +154,11 @@ def on(host, command):
     return host.run("bash", "-c", f". ~/.smallm/source/clusters/environment.sh\n{command}").stdout
 
 
-def result_of(laptop, name):
+def result_of(laptop, name, *, trials=9):
     """The result of a search on the head; nothing of it is lost, and no run is there twice."""
     shown = laptop("ray", "exec", "cluster.yaml", SHOWN.replace("NAME", name))
     result = json.loads(shown.partition("RESULT" * 2)[2].splitlines()[0])
-    assert [trial["number"] for trial in result["trials"]] == list(range(9))
+    assert [trial["number"] for trial in result["trials"]] == list(range(trials))
     assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
     keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
     keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
@@ -152,6 +175,7 @@ def test_a_late_machine_is_used_and_one_that_is_cut_off_costs_nothing(cluster, l
     for line in search.stdout:
         said.append(line)
         if " rung 1/" in line and cutting is None:
+            assert trials_on(cut)
             cluster.connect(cut, "down")
             cutting = Timer(CUT_OFF, cluster.connect, (cut, "up"))
             cutting.start()
@@ -187,16 +211,27 @@ def test_a_search_goes_on_after_its_head_was_started_anew(cluster, laptop):
     result_of(laptop, "anew")
 
 
-def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop):
-    search = submitted(laptop, "survivor", *SEARCH)
-    lines = []
+def trials_on(host):
+    """The processes of trials on a machine."""
+    return [line for line in host.processes() if line.startswith("ray::ImplicitFunc")]
+
+
+def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop, bucket):
+    """A trial of it goes on elsewhere from its checkpoint, which is in the storage."""
+    search = submitted(laptop, "survivor", *SEARCH, "--storage", f"{bucket}/smallm")
+    lines, reached = [], 0
     for line in search.stdout:
         lines.append(line)
-        if " rung 1/" in line and cluster.hosts[2].alive:
+        reached += " rung 1/" in line
+        if reached == 3 and cluster.hosts[2].alive:  # each machine's trial has a checkpoint
+            assert trials_on(cluster.hosts[2])
             cluster.hosts[2].kill()
     said = "".join(lines)
     assert search.wait() == 0, said
+    assert not cluster.hosts[2].alive
     result_of(laptop, "survivor")
+    places = re.findall(r"trial (\d+) rung .* after ([\d,]+) tokens", said)
+    assert len(places) == len(set(places)), said  # nothing was trained a second time
 
 
 def wait_for_port(host, port, patience=60):

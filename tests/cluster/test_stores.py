@@ -3,21 +3,25 @@
 import json
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import s3
 import yaml
 
-from .conftest import wait_until_nothing_runs
+from .conftest import S3, start_quietly, wait_for, wait_until_nothing_runs
 from .hosts import HOME
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 POSTGRES = Path("/usr/lib/postgresql")  # where Debian has it
 AS_NOBODY = "setpriv --reuid=nobody --regid=nogroup --clear-groups".split()  # root is refused
-BUCKET = "bucket"
+MADE = """
+install --directory --owner=nobody {folder}
+echo secret > {folder}/password
+chown nobody {folder}/password
+{as_nobody} {bin}/initdb --username=smallm --pwfile={folder}/password --pgdata={folder}/data
+echo host all all samenet scram-sha-256 >> {folder}/data/pg_hba.conf
+"""
 SPACE = """
 trials: 2
 seeds: [1, 2]
@@ -34,12 +38,12 @@ import mlflow
 print('registered', mlflow.artifacts.download_artifacts('models:/smallm@champion'))
 " """
 KEPT = """
-import json, os, sys, boto3, psycopg2
+import json, os, boto3, psycopg2
 with psycopg2.connect(os.environ['MLFLOW_BACKEND_STORE_URI']) as store:
     cursor = store.cursor()
     cursor.execute('select name, status from runs')
     runs = cursor.fetchall()
-found = boto3.client('s3').list_objects_v2(Bucket=sys.argv[1])
+found = boto3.client('s3').list_objects_v2(Bucket='bucket')
 print(json.dumps({'runs': runs, 'files': [each['Key'] for each in found['Contents']]}))
 """
 
@@ -51,47 +55,24 @@ def names():
 
 
 @pytest.fixture(scope="module")
-def stores(hosts):
-    """Both servers run on the laptop; gives the settings that name them."""
+def stores(hosts, bucket):
+    """PostgreSQL runs on the laptop as well; gives the settings that name both."""
     found = sorted(POSTGRES.glob("*/bin"))
     if not found:
         pytest.skip("needs PostgreSQL (Debian: apt-get install postgresql)")
     laptop, folder = hosts.laptop, Path("/tmp/postgresql")
     settings = {
         "MLFLOW_BACKEND_STORE_URI": f"postgresql://smallm:secret@{laptop.address}/postgres",
-        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
-        **s3.ENVIRONMENT,
-        "AWS_ENDPOINT_URL": f"http://{laptop.address}:5005",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"{bucket}/mlflow",
+        **S3,
     }
-    laptop.run("install", "--directory", "--owner=nobody", folder)
-    made = ["--username=smallm", "--pwfile=/dev/stdin", "--auth-host=scram-sha-256"]
-    initdb = shlex.join(map(str, [*AS_NOBODY, found[-1] / "initdb", *made, "--pgdata", folder]))
-    laptop.run("bash", "-c", f"{initdb} <<< secret\necho host all all samenet scram-sha-256 >> "
-               f"{folder}/pg_hba.conf")  # fmt: skip
-    places = ["-D", folder, "-h", laptop.address, "-k", folder]
-    quietly(laptop, *AS_NOBODY, found[-1] / "postgres", *places)
-    quietly(laptop, sys.executable, "-m", "moto.server", "-H", laptop.address, "-p", "5005")
-    create = f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')"
-    wait_for(laptop, settings, create)
-    uri = "os.environ['MLFLOW_BACKEND_STORE_URI']"
-    wait_for(laptop, settings, f"import os, psycopg2; psycopg2.connect({uri})")
+    script = MADE.format(bin=found[-1], folder=folder, as_nobody=shlex.join(AS_NOBODY))
+    laptop.run("bash", "-ec", script)
+    places = ["-D", folder / "data", "-h", laptop.address, "-k", folder]
+    start_quietly(laptop, *AS_NOBODY, found[-1] / "postgres", *places)
+    connect = "import os, psycopg2; psycopg2.connect(os.environ['MLFLOW_BACKEND_STORE_URI'])"
+    wait_for(laptop, settings, connect)
     return settings
-
-
-def quietly(host, *command):
-    """Starts a server that may print more than anybody reads."""
-    host.start("bash", "-c", f"exec {shlex.join(map(str, command))} > /dev/null 2>&1")
-
-
-def wait_for(host, settings, program, patience=60):
-    """Until a Python program succeeds."""
-    deadline = time.monotonic() + patience
-    while True:
-        done = host.run(sys.executable, "-c", program, check=False, **settings)
-        if done.returncode == 0:
-            return
-        assert time.monotonic() < deadline, done.stdout
-        time.sleep(1)
 
 
 def test_mlflow_on_a_head_keeps_runs_in_postgresql_and_artifacts_in_s3(
@@ -112,16 +93,13 @@ def test_mlflow_on_a_head_keeps_runs_in_postgresql_and_artifacts_in_s3(
 
     laptop("ray", "get-auth-token", "--generate")
     said = laptop("ray", "up", "--yes", "cluster.yaml")
-    kept = (
-        f"MLflow keeps runs in {hosts.laptop.address}/postgres, artifacts in s3://{BUCKET}/mlflow"
-    )
-    assert kept in said
+    assert f"runs in {hosts.laptop.address}/postgres, artifacts in s3://bucket/mlflow" in said
     search = ["--source", "folder", "--path", "~/corpus", "--space", "~/space.yaml"]
     submit = ["ray", "submit", "cluster.yaml", "tune/search.py", "--", *search]
     laptop(*submit, "--compare-with", "none", "--name", "stored")
     assert "registered /" in laptop("ray", "exec", "cluster.yaml", CHAMPION)
 
-    read = hosts.laptop.run(sys.executable, "-c", KEPT, BUCKET, **stores)
+    read = hosts.laptop.run(sys.executable, "-c", KEPT, **stores)
     found = json.loads(read.stdout.splitlines()[-1])
     states = dict(found["runs"])
     assert states["stored"] == "FINISHED"

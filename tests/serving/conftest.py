@@ -26,7 +26,7 @@ def trial(name, activation, curve):
         }
         for tokens, bits, dead in curve
     ]
-    settings = {"activation": activation}
+    settings = {"activation": activation, "architecture": "mlp"}
     number = ord(name) - ord("a")
     return {"id": name, "number": number, "settings": settings, "tokens": 1000, "curve": points}
 

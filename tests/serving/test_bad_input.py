@@ -33,6 +33,12 @@ SWITCH = ("true", 1, None, [], {})
 NAMES = ("gpt2", 7, True, {}, [], [7], [None], [HALF], [["a"]])
 SEED = ("3", 1.5, True, [1], -1, 2**63, HUGE, NAN)
 
+
+def stated(values):
+    """Those of some wrong values that say something: null is as good as nothing to OpenAI."""
+    return [value for value in values if value is not None]
+
+
 NEXT_WORDS = {
     "prompt": (*TEXT, None, ["a"], MISSING, "a" * 100_001),
     "k": (*COUNT, 101),
@@ -44,17 +50,22 @@ FIELDS = {
         {
             "model": (*TEXT, None, ["a"], MISSING),
             "prompt": (*TEXT, None, MISSING, [], [7], [None], ["a", HALF], [["a"]], "a" * 100_001),
-            "max_tokens": (*COUNT, 1025),
-            "temperature": (*NUMBER, "Fitted", "", 101),
-            "top_p": (*NUMBER, 0, 1.01),
-            "n": (*COUNT, 17),
+            "max_tokens": (*stated(COUNT), 1025),
+            "temperature": (*stated(NUMBER), "Fitted", "", 101),
+            "top_p": (*stated(NUMBER), 0, 1.01),
+            "n": (*stated(COUNT), 17),
             "stop": (*TEXT, "", [""], ["a", ""], [7], [None], ["a"] * 5),
             "seed": SEED,
             "logprobs": ("3", 1.5, True, [1], -1, 6, HUGE, NAN),
-            "echo": SWITCH,
-            "stream": SWITCH,
+            "echo": stated(SWITCH),
+            "stream": stated(SWITCH),
             "stream_options": (7, "a", True, [], {"include_usage": 1}, {"other": True}),
             "user": (*TEXT, ["a"]),
+            "frequency_penalty": (*stated(NUMBER), 0.5),
+            "presence_penalty": (*stated(NUMBER), 0.5),
+            "logit_bias": (7, "a", [], {"50256": -100}),
+            "best_of": (*stated(COUNT), 2),
+            "suffix": (*TEXT, "", "the end"),
         },
     ),
     "/v1/next-words": (NextWordsRequest, NEXT_WORDS),
@@ -72,7 +83,7 @@ FIELDS = {
         {
             "model": (*TEXT, None, ["a"], MISSING),
             "prompt": (*TEXT, None, ["a"], MISSING, "", " ", "a " * 100, "a" * 100_001),
-            "layer": (*(value for value in COUNT if value is not None), 3),
+            "layer": (*stated(COUNT), 3),
         },
     ),
     "/v1/neighbors": (

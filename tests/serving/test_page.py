@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from playwright.sync_api import expect, sync_playwright
 
 from smallm.serving.page import PATHS, POLICY, add_page
+from smallm.serving.settings import ServeSettings
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = (
@@ -27,6 +28,7 @@ ARGUMENTS = (
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b> & "
 LONG = "x" * 300
 HEAD = [[1, 0], [0.25, 0.75]]
+OPEN = ServeSettings().rules(None).open_paths
 
 pytestmark = [
     pytest.mark.ray,
@@ -115,8 +117,9 @@ class Scripted:
             "learning-curves": {
                 "trials": 5,
                 "groups": [
-                    {"activation": MARKUP, "curves": [curve("trial 1"), curve("trial 3")]},
-                    {"activation": "tanh", "curves": [curve("trial 0", champion=True)]},
+                    group(MARKUP, "mlp", curve("trial 1"), curve("trial 3")),
+                    group("tanh", "mlp", curve("trial 0", champion=True)),
+                    group("tanh", "transformer", curve("trial 4")),
                 ],
             },
         }
@@ -129,7 +132,8 @@ class Scripted:
 
     async def guarded(self, request, go_on):
         given = request.headers.get("Authorization")
-        if request.url.path.startswith("/v1") and self.key and given != f"Bearer {self.key}":
+        closed = request.url.path not in OPEN
+        if closed and self.key and given != f"Bearer {self.key}":
             return JSONResponse({"error": {"message": "no such key"}}, 401)
         if request.method == "POST" and self.refusal:
             return self.refusal
@@ -183,6 +187,10 @@ def curve(trial, *, champion=False):
     shares = {"dead_units": [0.0, 0.125], "saturated_units": None}
     bits = {"bits_per_byte": [3.0, 2.0], "lowest": [2.9, 1.9], "highest": [3.1, 2.1]}
     return {"trial": trial, "champion": champion, "tokens": [500, 1000], **bits, **shares}
+
+
+def group(activation, architecture, *curves):
+    return {"activation": activation, "architecture": architecture, "curves": curves}
 
 
 def model(name, **about):
@@ -680,13 +688,19 @@ def test_inside_a_model_is_looked_at_only_when_it_is_opened(scripted, visit):
     page.get_by_text("How one learned").click()
     charts = page.locator(".charts section")
     expect(charts.locator("h3")).to_have_text(["Bits per byte, selection slice", "Dead units (%)"])
-    expect(charts.first.locator(".line")).to_have_count(3)
-    expect(charts.first.locator(".champion title")).to_have_text("trial 0, tanh: 3.000, 2.000")
-    expect(page.locator(".legend bdi")).to_have_text([MARKUP, "tanh"])
+    expect(charts.first.locator(".line")).to_have_count(4)
+    told = "trial 0, tanh, mlp: 3.000, 2.000"
+    expect(charts.first.locator(".champion title")).to_have_text(told)
+    names = [f"{MARKUP.strip()}, mlp", "tanh, mlp", "tanh, transformer"]
+    expect(page.locator(".legend bdi")).to_have_text(names)
+    looks = page.locator(".legend svg").evaluate_all(
+        "all => all.map((one) => one.classList[0] + one.innerHTML.match(/dasharray=.\\d*/)[0])"
+    )
+    assert len(set(looks)) == 3
     expect(page.locator(".legend .soft").first).to_have_text("2.000 at 1K, 12.5% dead")
     facts = page.locator(".learning-curves .facts")
     expect(facts).to_contain_text(
-        "Drawn thickest: trial 0, which became the champion. 2 trials are not shown"
+        "Drawn thickest: trial 0, which became the champion. Not shown: 1 of 5 trials"
     )
 
 
@@ -710,8 +724,10 @@ def test_what_a_model_lacks_inside_is_told_in_a_line(scripted, visit):
 
 
 def test_models_are_asked_for_again(scripted, visit):
+    scripted.models[0] |= {"word_map": True}
     scripted.models[1] |= {"available": False, "reason": "it is still loading"}
     page, _ = visit(scripted.address)
+    page.get_by_text("Map of the words of one").click()
     expect(page.locator("#models")).to_contain_text("it is still loading")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#status")).to_have_text("Done.")
@@ -720,6 +736,7 @@ def test_models_are_asked_for_again(scripted, visit):
     assert words_of(column(page, "two")) == ["next", "other"]
     expect(column(page, "one").locator(".made")).to_have_text("one two")
     expect(page.get_by_role("button", name="Check again")).to_be_hidden()
+    expect(page.locator(".word-map text").first).to_be_visible()  # what was open stays open
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -48,6 +48,37 @@ def test_a_stream_gives_the_same_text_in_pieces(served):
     assert pieces[-1].choices[0].finish_reason == "length"
 
 
+def test_a_stream_tells_its_tokens_when_asked_to(served):
+    options = {"model": served.gpt2, "prompt": "Neural", "max_tokens": 7, "temperature": 0}
+    whole = served.client.completions.create(**options).usage
+    usage = {"include_usage": True}
+    *pieces, last = served.client.completions.create(**options, stream=True, stream_options=usage)
+    assert last.usage == whole
+    assert last.choices == []
+    assert all(piece.usage is None for piece in pieces)
+
+
+def test_a_tiny_top_p_leaves_the_most_probable_token(served):
+    options = {"model": served.gpt2, "prompt": "Neural", "max_tokens": 9}
+    greedy = served.client.completions.create(**options, temperature=0).choices[0].text
+    made = served.client.completions.create(**options, top_p=1e-9, seed=3)
+    assert made.choices[0].text == greedy
+    assert served.client.completions.create(**options, seed=3).choices[0].text != greedy
+
+
+def test_what_changes_nothing_may_be_said(served):
+    """As clients of OpenAI's send it that fill in every field."""
+    options = {"model": served.gpt2, "prompt": "Neural", "max_tokens": 5, "seed": 1}
+    plain = served.client.completions.create(**options)
+    neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "best_of": 1, "logit_bias": {}}
+    nulls = dict.fromkeys(("temperature", "top_p", "n", "echo", "stream", "suffix", "stop"))
+    made = served.client.completions.create(**options, **neutral, **nulls)
+    assert made.choices[0].text == plain.choices[0].text
+    body = {key: value for key, value in options.items() if key != "max_tokens"}
+    status, answer = served.ask("/v1/completions", {**body, "max_tokens": None})
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 16)
+
+
 def bytes_of(name):
     """The bytes of a token, which for a part of a character are written as OpenAI writes them."""
     if not name.startswith("bytes:"):

@@ -23,6 +23,7 @@ from tiny_models import gpt2, gpt_neo
 
 from serve.app import Ingress, build
 from smallm.serving.keys import VARIABLE
+from smallm.serving.page import OPEN_PATHS
 from smallm.serving.settings import from_arguments
 from smallm.tracking import Tracker, local_uri
 
@@ -104,6 +105,8 @@ def test_a_key_is_asked_for(server, ada):
         assert answer["error"]["code"] == 401
         assert client.ask("/v1/completions", {"model": "a", "prompt": "a"})[0] == 401
         assert client.ask("/healthz")[0] == 200
+        for path in OPEN_PATHS:  # the page asks for the key itself
+            assert client.ask(path)[0] == 200, path
     assert ada.ask("/v1/models")[0] == 200
 
 

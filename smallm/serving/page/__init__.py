@@ -17,6 +17,8 @@ PATHS = {
     },
 }
 ICON_PATH = "/favicon.ico"
+OPEN_PATHS = frozenset({*PATHS, ICON_PATH})
+"""The page needs no key: it asks for one."""
 ICON = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" fill="#0072b2">'
     b'<rect y="1" width="16" height="4" rx="1"/><rect y="6" width="10" height="4" rx="1"/>'

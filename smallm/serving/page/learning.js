@@ -6,6 +6,7 @@ const HEIGHT = 190; // pixels of a chart
 const EDGE = { left: 46, right: 10, top: 8, bottom: 22 }; // pixels around its field
 const TICKS = 4; // about so many on an axis
 const HUES = 9; // the style sheet has as many
+const DASHES = ["", "6 3"]; // of architectures
 const ROOM = 0.06; // above and below the lines, as a share of their range
 const CHARTS = [
   {
@@ -30,10 +31,24 @@ function ticks(low, high) {
   return Array.from({ length: count }, (_, number) => (first + number) * step);
 }
 
+/** The groups with a name and a look: a hue for each activation function, a dash for each
+    architecture. */
+function withLooks(groups) {
+  const [functions, architectures] = ["activation", "architecture"].map((kind) =>
+    [...new Set(groups.map((group) => group[kind]))].sort(),
+  );
+  return groups.map((group) => ({
+    ...group,
+    name: architectures.length > 1 ? `${group.activation}, ${group.architecture}` : group.activation,
+    hue: functions.indexOf(group.activation) % HUES,
+    dash: DASHES[architectures.indexOf(group.architecture) % DASHES.length],
+  }));
+}
+
 /** All curves, those to be seen above the others last. */
 function linesOf(groups) {
-  const lines = groups.flatMap(({ activation, curves }, group) =>
-    curves.map((curve, place) => ({ activation, curve, hue: group % HUES, best: place === 0 })),
+  const lines = groups.flatMap(({ curves, ...look }) =>
+    curves.map((curve, place) => ({ ...look, curve, best: place === 0 })),
   );
   const rank = ({ curve, best }) => 2 * curve.champion + best;
   return lines.sort((one, other) => rank(one) - rank(other));
@@ -54,19 +69,19 @@ function rangeOf(lines, { of, least }) {
 }
 
 /** A line; around one to be seen, a band from its best seed to its worst. */
-function lineOf({ activation, curve, hue, best }, { of, band }, [x, y]) {
+function lineOf({ name, curve, hue, dash, best }, { of, band }, [x, y]) {
   const values = of(curve);
   const along = (each) => each.map((value, place) => `${x(curve.tokens[place])},${y(value)}`);
   const kind = curve.champion ? "line champion" : best ? "line best" : "line";
   const line = drawn("g", { class: `${kind} hue-${hue}` });
-  const told = `${curve.trial}, ${activation}: ${values.map((each) => each.toFixed(3)).join(", ")}`;
+  const told = `${curve.trial}, ${name}: ${values.map((each) => each.toFixed(3)).join(", ")}`;
   line.append(drawn("title", {}, told));
   if (band && kind !== "line") {
     const [lowest, highest] = band(curve).map(along);
     const around = [...lowest, ...highest.reverse()].join(" ");
     line.append(drawn("polygon", { class: "band", points: around }));
   }
-  line.append(drawn("polyline", { points: along(values).join(" ") }));
+  line.append(drawn("polyline", { points: along(values).join(" "), "stroke-dasharray": dash }));
   if (values.length === 1) {
     const spot = { cx: x(curve.tokens[0]), cy: y(values[0]), r: 3 };
     line.append(drawn("circle", spot));
@@ -103,12 +118,12 @@ function drawChart(picture, lines, chart, width) {
 }
 
 function legendOf(groups) {
-  return groups.map(({ activation, curves }, group) => {
-    const [best] = curves;
+  return groups.map(({ name, hue, dash, curves: [best] }) => {
     const dead = best.dead_units ? `, ${(100 * last(best.dead_units)).toFixed(1)}% dead` : "";
     const item = copyOf("learned-by");
-    item.querySelector("svg").classList.add(`hue-${group % HUES}`);
-    item.querySelector("bdi").textContent = activation;
+    item.querySelector("svg").classList.add(`hue-${hue}`);
+    item.querySelector("polyline").setAttribute("stroke-dasharray", dash);
+    item.querySelector("bdi").textContent = name;
     const bits = `${last(best.bits_per_byte).toFixed(3)} at ${short(last(best.tokens))}`;
     item.querySelector(".soft").textContent = bits + dead;
     return item;
@@ -137,7 +152,7 @@ export class LearningCurves {
     if (this.found) return;
     const { value, text } = await this.request("v1/learning-curves", { model: this.model });
     tell(this.find(".trouble"), text);
-    this.found = value;
+    this.found = value && { ...value, groups: withLooks(value.groups) };
     this.draw();
   }
 
@@ -160,7 +175,7 @@ export class LearningCurves {
     const champion = lines.find(({ curve }) => curve.champion)?.curve;
     const left = this.found.trials - lines.length;
     const named = champion && this.found.trials > 1 ? ` Drawn thickest: ${champion.trial}, which became the champion.` : "";
-    const missing = left > 0 ? ` ${left} trials are not shown.` : "";
+    const missing = left > 0 ? ` Not shown: ${left} of ${this.found.trials} trials.` : "";
     return (
       "Over training tokens, each line a mean over seeds, the band from the best seed to the worst; by activation function, the strong line " +
       `its best trial, which the figures are of.${named}${missing}`

@@ -382,6 +382,7 @@ function setWidth(rectangle, share) {
 // ---- All models ----
 
 let columns = [];
+let searched = new Map(); // maps of words and learning curves
 let run = 0; // the number of the newest generation
 let timer = 0;
 
@@ -405,15 +406,24 @@ function showModels(models, available) {
   columns.forEach((column, place) => column.describe(available[place]));
   before.forEach((column) => columns.includes(column) || column.show(false));
   element("columns").replaceChildren(...columns.map((column) => column.article));
-  element("searched").replaceChildren(
-    ...available.flatMap((model) => [
-      ...(model.word_map ? [new WordMap(model.id, request).details] : []),
-      ...(model.learning_curves ? [new LearningCurves(model.id, request).details] : []),
-    ]),
-  );
+  searched = partsOf(available, searched);
+  element("searched").replaceChildren(...[...searched.values()].map((part) => part.details));
   const hidden = (id) => before.get(id)?.article.hidden ?? false;
   element("models").replaceChildren(...models.map((model) => choiceOf(model, !hidden(model.id))));
   chosen();
+}
+
+/** What searches have left with models; those of the same version stay as they are. */
+function partsOf(models, before) {
+  const parts = new Map();
+  for (const model of models) {
+    const kinds = { word_map: WordMap, learning_curves: LearningCurves };
+    for (const [kind, Part] of Object.entries(kinds).filter(([name]) => model[name])) {
+      const key = [kind, model.id, model.version].join(" ");
+      parts.set(key, before.get(key) ?? new Part(model.id, request));
+    }
+  }
+  return parts;
 }
 
 function choiceOf(model, checked) {
