@@ -21,7 +21,7 @@ from smallm.word_search import EXACT, Expand, Looks, Prefix, Rest, Search, lexic
 
 T = TypeVar("T")
 ExpandTogether = Callable[[Sequence[tuple[int, Sequence[Sequence[int]]]]], Sequence[Tensor]]
-"""For each (search, prefixes of ids), log-probabilities (prefixes, ids)."""
+"""For each (search, prefixes of ids), logits (prefixes, ids)."""
 
 BATCH = 16  # prefixes that a model looks at together
 LIMIT = 256  # prefixes that it looks at for one prompt: most need 40 to 90

@@ -30,11 +30,12 @@ from torch import Tensor
 from smallm.errors import SmallmError
 
 Expand = Callable[[Sequence[Sequence[int]]], Tensor]
-"""Log-probabilities (prefixes, ids) of the next id after the prompt and each prefix of ids."""
+"""Logits (prefixes, ids) of the next id after the prompt and each prefix of ids: log-probabilities
+up to a constant of each prefix."""
 
 T = TypeVar("T")
 Looks = Generator[list["Prefix"], Tensor, T]
-"""Yields prefixes to look at, is sent log-probabilities (prefixes, ids), and returns a result."""
+"""Yields prefixes to look at, is sent logits (prefixes, ids), and returns a result."""
 
 WHITE_SPACE = b" \t\n\r\f\v"
 EXACT = 1e-9

@@ -181,6 +181,7 @@ class Continuations:
         return _forward(self.causal, ids, self._cache, [len(row.ids) - 1 for row in self._rows])
 
 
+@torch.inference_mode()
 def logits_after(causal: Continuable, texts: Sequence[list[int]]) -> Tensor:
     """Logits (texts, ids) after texts of ids that are read anew, by what the model sees of them."""
     seen = getattr(causal.model, "seen", list)

@@ -58,7 +58,7 @@ def expansion(predictor: Expandable, prompt: str) -> Expand:
     """What a model says after a prompt and prefixes of ids; SmallmError for a bad prompt."""
     ids = _prompt_ids(predictor, prompt)
     if not predictor.keeps:
-        return lambda prefixes: _after(predictor, [[*ids, *each] for each in prefixes])
+        return lambda prefixes: logits_after(predictor, [[*ids, *each] for each in prefixes])
     model = predictor.model
     prompt_ids = torch.tensor([ids], device=model.device)
     kept = {"logits_to_keep": 1} if "logits_to_keep" in predictor.forward_options else {}
@@ -90,20 +90,14 @@ class _Cached:
         sizes = torch.tensor([len(each) for each in prefixes], device=self.first.device)
         longest = int(sizes.max())
         if not longest:
-            return self.first.float().log_softmax(-1).expand(len(prefixes), -1)
+            return self.first.expand(len(prefixes), -1)
         rows = [[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes]
         cache = copy.deepcopy(self.cache)
         cache.batch_repeat_interleave(len(rows))
         ids = torch.tensor(rows, device=self.first.device)
         logits = self.model(ids, past_key_values=cache, use_cache=True).logits
         last = logits[torch.arange(len(rows), device=ids.device), (sizes - 1).clamp_min(0)]
-        return torch.where(sizes[:, None] == 0, self.first, last).float().log_softmax(-1)
-
-
-@torch.inference_mode()
-def _after(predictor: Expandable, texts: Sequence[list[int]]) -> Tensor:
-    """Log-probabilities (texts, ids) after texts of ids."""
-    return logits_after(predictor, texts).float().log_softmax(-1)
+        return torch.where(sizes[:, None] == 0, self.first, last)
 
 
 def next_words(predictor: Expandable, prompt: str, *, k: int, limit: int = LIMIT) -> NextWords:
@@ -130,7 +124,7 @@ def next_words_side_by_side(
 
     def expand(wanted: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> Sequence[Tensor]:
         texts = [[*prompts[place], *each] for place, prefixes in wanted for each in prefixes]
-        after = _after(predictor, texts)
+        after = logits_after(predictor, texts)
         return torch.split(after, [len(prefixes) for _, prefixes in wanted])
 
     searches = {

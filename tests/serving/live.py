@@ -12,8 +12,10 @@ import psutil
 import pytest
 import ray
 from ray import serve
+from tiny_models import gpt2
 
 from serve.app import build
+from smallm.tracking import Tracker, local_uri
 
 PATIENCE = 60  # seconds within which everything comes back
 
@@ -154,3 +156,32 @@ def goes_on(results):
         )
 
     return eventually(all_have_had_some)
+
+
+def save(parts, folder):
+    for part in parts:
+        part.save_pretrained(folder)
+
+
+class Champions:
+    """Searches that end with a champion, in the MLflow of the server's home."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.number = 0
+
+    def crown(self, layers):
+        self.number += 1
+        model = self.folder / f"champion-{self.number}"
+        save(gpt2(layers=layers, context=64), model)
+        tracker = Tracker.open(
+            self.folder / f"search-{self.number}",
+            uri=local_uri(self.folder / "home"),
+            experiment="smallm",
+            search=f"search-{self.number}",
+            notify=pytest.fail,
+        )
+        tracker.start_run("search", name="a", params={}, tags={})
+        tracker.register_champion("search", model, tags={})
+        tracker.end_run("search", status="FINISHED", reason="all trials ended")
+        assert tracker.close() == 0

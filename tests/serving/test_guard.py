@@ -14,11 +14,12 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from smallm.serving.guard import ALWAYS, UNLESS_SET, Guard, Rules, secured
+from smallm.serving import page
+from smallm.serving.guard import ALWAYS, OPEN_PATHS, UNLESS_SET, Guard, Rules, secured
 from smallm.serving.keys import Keys
 
 ADA, BOB = "key-of-ada-which-is-long", "key-of-bob-which-is-long"
-KEYED = Rules(keys=Keys([ADA, BOB]))
+KEYED = Rules(keys=Keys([ADA, BOB]), open_paths=OPEN_PATHS | page.OPEN_PATHS)
 RESET = struct.pack("ii", 1, 0)  # the close of a socket resets its connection
 PATIENCE = 20  # seconds that nothing here should need
 

@@ -691,7 +691,7 @@ def test_inside_a_model_is_looked_at_only_when_it_is_opened(scripted, visit):
     expect(charts.first.locator(".line")).to_have_count(4)
     told = "trial 0, tanh, mlp: 3.000, 2.000"
     expect(charts.first.locator(".champion title")).to_have_text(told)
-    names = [f"{MARKUP.strip()}, mlp", "tanh, mlp", "tanh, transformer"]
+    names = [f"{MARKUP}, mlp", "tanh, mlp", "tanh, transformer"]
     expect(page.locator(".legend bdi")).to_have_text(names)
     looks = page.locator(".legend svg").evaluate_all(
         "all => all.map((one) => one.classList[0] + one.innerHTML.match(/dasharray=.\\d*/)[0])"

@@ -10,6 +10,7 @@ import openai
 import pytest
 from ray import serve
 from serving.live import (
+    Champions,
     Client,
     eventually,
     failures,
@@ -18,6 +19,7 @@ from serving.live import (
     live_server,
     load,
     replica,
+    save,
 )
 from tiny_models import gpt2, gpt_neo
 
@@ -25,7 +27,6 @@ from serve.app import Ingress, build
 from smallm.serving.keys import VARIABLE
 from smallm.serving.page import OPEN_PATHS
 from smallm.serving.settings import from_arguments
-from smallm.tracking import Tracker, local_uri
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -84,11 +85,6 @@ def ada(server):
 @pytest.fixture
 def bob(server):
     return Client(server.address, key=BOB)
-
-
-def save(parts, folder):
-    for part in parts:
-        part.save_pretrained(folder)
 
 
 def claims_more(folder):
@@ -270,30 +266,6 @@ def test_a_champion_that_moves_drops_no_request(server, ada, bob):
     assert not failures(results)
     assert (second["version"], second["available"]) == ("2", True)
     assert first["parameters"] < second["parameters"] < told()["parameters"]
-
-
-class Champions:
-    """Searches that end with a champion, in the MLflow of the server's home."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.number = 0
-
-    def crown(self, layers):
-        self.number += 1
-        model = self.folder / f"champion-{self.number}"
-        save(gpt2(layers=layers, context=64), model)
-        tracker = Tracker.open(
-            self.folder / f"search-{self.number}",
-            uri=local_uri(self.folder / "home"),
-            experiment="smallm",
-            search=f"search-{self.number}",
-            notify=pytest.fail,
-        )
-        tracker.start_run("search", name="a", params={}, tags={})
-        tracker.register_champion("search", model, tags={})
-        tracker.end_run("search", status="FINISHED", reason="all trials ended")
-        assert tracker.close() == 0
 
 
 def test_the_fast_front_needs_keys(monkeypatch):
