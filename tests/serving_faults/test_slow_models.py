@@ -17,7 +17,7 @@ ENDLESS = 60_000  # tokens: minutes
 def server(tmp_path_factory):
     """The address of a server with little patience, and the names of its models."""
     folder = tmp_path_factory.mktemp("slow")
-    for name, parts in (("slow", gpt2(layers=4, context=2**16)), ("quick", gpt2(context=32))):
+    for name, parts in (("slow", gpt2(layers=4, context=2**16)), ("quick", gpt2(context=64))):
         for part in parts:
             part.save_pretrained(folder / name)
     slow, quick = (str(folder / name) for name in ("slow", "quick"))
