@@ -66,7 +66,8 @@ def bucket(hosts):
 
 def start_quietly(host, *command):
     """Starts a server that may print more than anybody reads."""
-    host.start("bash", "-c", f"exec {shlex.join(map(str, command))} > /dev/null 2>&1")
+    quietly = f"exec {shlex.join(map(str, command))} > /dev/null 2>&1"
+    host.start("bash", "-c", quietly, cwd="/")  # where any user may be
 
 
 def wait_for(host, environment, program, patience=60):

@@ -38,8 +38,8 @@ import mlflow
 print('registered', mlflow.artifacts.download_artifacts('models:/smallm@champion'))
 " """
 KEPT = """
-import json, os, boto3, psycopg2
-with psycopg2.connect(os.environ['MLFLOW_BACKEND_STORE_URI']) as store:
+import json, os, boto3, psycopg
+with psycopg.connect(os.environ['MLFLOW_BACKEND_STORE_URI']) as store:
     cursor = store.cursor()
     cursor.execute('select name, status from runs')
     runs = cursor.fetchall()
@@ -67,10 +67,10 @@ def stores(hosts, bucket):
         **S3,
     }
     script = MADE.format(bin=found[-1], folder=folder, as_nobody=shlex.join(AS_NOBODY))
-    laptop.run("bash", "-ec", script)
+    laptop.run("bash", "-ec", script, cwd="/")
     places = ["-D", folder / "data", "-h", laptop.address, "-k", folder]
     start_quietly(laptop, *AS_NOBODY, found[-1] / "postgres", *places)
-    connect = "import os, psycopg2; psycopg2.connect(os.environ['MLFLOW_BACKEND_STORE_URI'])"
+    connect = "import os, psycopg; psycopg.connect(os.environ['MLFLOW_BACKEND_STORE_URI'])"
     wait_for(laptop, settings, connect)
     return settings
 

@@ -1,0 +1,107 @@
+"""The server as a person starts it: `serve run`, the README's curl lines, the fast front."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import openai
+import pytest
+from serving.live import Champions, Client, eventually
+
+from smallm.serving.keys import VARIABLE
+from smallm.serving.page import OPEN_PATHS
+
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+ADDRESS = "http://localhost:8000"  # of the README
+KEY = "key-of-a-person-which-is-long"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a home in whose MLflow there is a champion."""
+    made = tmp_path_factory.mktemp("command")
+    Champions(made).crown(layers=1)
+    return made
+
+
+@contextmanager
+def served(folder, **environment):
+    """While `serve run` serves the champion."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", 8000)) == 0:
+            pytest.skip("something listens on port 8000")
+    command = [Path(sys.prefix) / "bin" / "serve", "run", "serve.app:build", "models=champion"]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+    own = {"SMALLM_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", **environment}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=inherited | own, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        eventually(lambda: process.poll() is not None or is_ready(), patience=120)
+        assert process.poll() is None, (folder / "log").read_text()
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
+
+
+def is_ready():
+    with suppress(OSError):
+        return urllib.request.urlopen(f"{ADDRESS}/readyz", timeout=5).status == 200
+    return False
+
+
+def test_the_curl_lines_of_the_readme_are_answered(folder):
+    readme = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^curl -s (?:.*\\\n)*.*$", readme, re.MULTILINE)
+    assert len(lines) == 2
+    with served(folder):
+        answers = [
+            json.loads(subprocess.run(line, shell=True, check=True, capture_output=True).stdout)
+            for line in lines
+        ]
+        page = urllib.request.urlopen(ADDRESS).read().decode()
+    completion, words = answers
+    assert completion["choices"][0]["text"]
+    assert len(words["models"]["champion"]["words"]) == 5
+    assert "<title>SmaLLM</title>" in page
+
+
+def test_the_fast_front_answers_those_with_a_key(folder):
+    fast = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    with served(folder, **{VARIABLE: KEY}, **fast):
+        stranger = Client(ADDRESS.replace("localhost", "127.0.0.1"))
+        assert stranger.ask("/v1/models")[0] == 401
+        for path in OPEN_PATHS:
+            assert stranger.ask(path)[0] == 200, path
+        with openai.OpenAI(base_url=f"{ADDRESS}/v1", api_key=KEY, max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["champion"]
+            options = {"model": "champion", "prompt": "The", "max_tokens": 9, "temperature": 0}
+            whole = client.completions.create(**options).choices[0].text
+            pieces = list(client.completions.create(**options, stream=True))
+            assert "".join(piece.choices[0].text for piece in pieces) == whole
+            assert len(pieces) > 3
+            leaves_a_stream(client)
+            assert client.completions.create(**options).choices[0].text == whole
+    assert KEY not in (folder / "log").read_text()
+
+
+def leaves_a_stream(client):
+    """A client that goes away in the middle frees its place."""
+    endless = {"model": "champion", "prompt": "The", "max_tokens": 1024, "temperature": 0}
+    stream = client.completions.create(**endless, stream=True)
+    assert next(iter(stream)).choices
+    stream.close()
+    watcher = Client("http://127.0.0.1:8000", key=KEY)
+    free = 'requests_running{model="champion"} 0.0'
+    eventually(lambda: free in watcher.ask("/metrics")[2], patience=20)
