@@ -159,6 +159,8 @@ def result_of(laptop, name, *, trials=9):
     shown = laptop("ray", "exec", "cluster.yaml", SHOWN.replace("NAME", name))
     result = json.loads(shown.partition("RESULT" * 2)[2].splitlines()[0])
     assert [trial["number"] for trial in result["trials"]] == list(range(trials))
+    failed = [each["reason"] for each in result["trials"] if each["status"] == "failed"]
+    assert not failed
     assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
     keys = ["search", *(f"trial/{trial['id']}" for trial in result["trials"])]
     keys += [f"confirmation/{each['name']}" for each in result["finalists"]]
@@ -229,6 +231,7 @@ def test_a_search_survives_the_death_of_a_whole_machine(cluster, laptop, bucket)
     said = "".join(lines)
     assert search.wait() == 0, said
     assert not cluster.hosts[2].alive
+    print(said)
     result_of(laptop, "survivor")
     places = re.findall(r"trial (\d+) rung .* after ([\d,]+) tokens", said)
     assert len(places) == len(set(places)), said  # nothing was trained a second time
