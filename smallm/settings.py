@@ -154,7 +154,7 @@ class ModelSettings(Group):
     preset: Literal["tiny", "small", "base"] | None = None
     """A transformer's shape: 0.8, 4.8 or 14.3 M parameters without embeddings; given parts win."""
     activation: str = "relu2"
-    """Nonlinearity of the hidden layers; swiglu and geglu gate them by as many more weights."""
+    """Nonlinearity of the hidden layers. swiglu and geglu multiply each by a second one."""
     window: int = Field(default=16, ge=1, le=1024)
     """Number of preceding tokens that the model sees; in a transformer, that each layer sees."""
     embedding: int = Field(default=64, ge=1)

@@ -65,6 +65,8 @@ from smallm.token_tape import TokenTape
 from smallm.tracking import Tracker, local_uri, metrics_of, stop_reason
 from smallm.training import PENALTY
 
+# Of one trial. Until Ray knows that a machine is gone it may place a trial there again and again.
+MOST_FAILURES = 5
 PACKED = "report"  # the name of all that a trial reports, as one line of JSON
 
 
@@ -354,7 +356,7 @@ def make_tuner(
             callbacks=callbacks,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            failure_config=tune.FailureConfig(max_failures=2),
+            failure_config=tune.FailureConfig(max_failures=MOST_FAILURES),
         ),
     )
 
