@@ -48,9 +48,10 @@ def check_nothing_is_lost_or_doubled(place):
 
 
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(place):
-    (place / "longer.yaml").write_text(SPACE % 60_000)
+    (place / "longer.yaml").write_text(SPACE % 150_000)
     process = start(place, "--space", "longer.yaml")
     before = read_until(process, "trial 0 rung 1/3")
+    time.sleep(1)  # Ray asks the worker for the checkpoint once it has told of the report
     killed = trials_of(process)
     assert killed
     for worker in killed:
