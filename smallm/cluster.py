@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smallm.errors import SmallmError
 from smallm.settings import read_yaml
@@ -70,31 +70,28 @@ def require_cuda(machines: Iterable[Seen]) -> None:
         )
 
 
+def _cluster_file(path: Path) -> dict[str, Any]:
+    """What a cluster file says; nothing where there is none."""
+    path = path.expanduser()
+    return read_yaml(path) if path.is_file() else {}
+
+
 def listed_machines(path: Path = LISTED) -> list[str]:
     """Addresses of the machines that the cluster file of this head lists; none without one."""
-    path = path.expanduser()
-    if not path.is_file():
-        return []
-    provider = read_yaml(path).get("provider", {})
+    provider = _cluster_file(path).get("provider", {})
     return [*filter(None, [provider.get("head_ip")]), *provider.get("worker_ips", [])]
 
 
 def least_machines(path: Path = LISTED) -> int:
     """How many machines the cluster file of this head starts with; 1 without one."""
-    path = path.expanduser()
-    if not path.is_file():
-        return 1
-    kinds = read_yaml(path).get("available_node_types") or {}
+    kinds = _cluster_file(path).get("available_node_types") or {}
     fewest = 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds.values())
     return max(fewest, len(listed_machines(path)))
 
 
 def most_machines(path: Path = LISTED) -> int:
     """How many machines the cluster of this head may come to have; 1 without a cluster file."""
-    path = path.expanduser()
-    if not path.is_file():
-        return 1
-    return max(1 + int(read_yaml(path).get("max_workers", 0)), least_machines(path))
+    return max(1 + int(_cluster_file(path).get("max_workers", 0)), least_machines(path))
 
 
 def missing_machines(

@@ -13,6 +13,7 @@ from typing import Any
 from smallm.activity import ACTIVITY
 from smallm.activity_plots import by_activation
 from smallm.files import read_json
+from smallm.plots import trial_name
 from smallm.training import PENALTY
 from smallm.training_run import CURVE, read_curve
 
@@ -81,7 +82,7 @@ def _line(trial: Record, champion: str | None) -> dict[str, Any]:
     seeds = [point["per_seed"].values() for point in curve]
     watched = all(point.get("activity") for point in curve)
     return {
-        "trial": trial.get("name") or f"trial {trial['number']}",
+        "trial": trial_name(trial),
         "champion": trial["id"] == champion,
         "tokens": [point["tokens"] for point in curve],
         "bits_per_byte": [point["mean"] for point in curve],

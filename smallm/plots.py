@@ -87,6 +87,11 @@ def at_full_budget(trial: Record, result: Record) -> bool:
     return bool(trial["status"] == "completed" and trial["tokens"] >= 0.99 * result["full_budget"])
 
 
+def trial_name(trial: Record) -> str:
+    """A trial's own name, as models have, or its number."""
+    return trial.get("name") or f"trial {trial['number']}"
+
+
 def titled(finalist: Record) -> str:
     """The finalist's name with its role."""
     name, role = str(finalist["name"]), str(finalist["role"])
@@ -304,10 +309,7 @@ def _leaders(result: Record) -> dict[str, tuple[str, str]]:
     else:
         colors = OTHER_COLORS[:3]
     best = zip(scored, colors, strict=False)
-    return {
-        trial["id"]: (trial.get("name") or f"trial {trial['number']}", color)
-        for trial, color in best
-    }
+    return {trial["id"]: (trial_name(trial), color) for trial, color in best}
 
 
 def _name_columns(axes: Axes, names: Sequence[str]) -> None:

@@ -23,11 +23,14 @@ GATED: dict[str, str] = {"swiglu": "silu", "geglu": "gelu"}
 
 
 class Activation(nn.Module):
-    """An activation by name; as a module, so that others can watch what goes through it."""
+    """An activation by name, of a gated form the one inside.
+
+    It is a module, so that others can watch what goes through it.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
+        self.name = GATED.get(name, name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, each number by itself."""

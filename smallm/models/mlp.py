@@ -34,8 +34,7 @@ class MLP(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.layers = nn.ModuleList(nn.Linear(size, hidden) for size in inputs)
         gated = settings.activation in GATED
-        activation = GATED.get(settings.activation, settings.activation)
-        self.activations = nn.ModuleList(Activation(activation) for _ in inputs)
+        self.activations = nn.ModuleList(Activation(settings.activation) for _ in inputs)
         self.gates = nn.ModuleList(nn.Linear(size, hidden) for size in inputs if gated)
         self.projection = nn.Linear(hidden, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(hidden, vocabulary, bias=False)

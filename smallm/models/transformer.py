@@ -195,7 +195,7 @@ class Perceptron(nn.Module):
         super().__init__()
         width, hidden = settings.embedding, settings.hidden
         gated = settings.activation in GATED
-        self.activation = Activation(GATED.get(settings.activation, settings.activation))
+        self.activation = Activation(settings.activation)
         self.hidden = nn.Linear(width, hidden, bias=False)
         self.gated = nn.Linear(width, hidden, bias=False) if gated else None
         self.output = nn.Linear(hidden, width, bias=False)

@@ -18,5 +18,34 @@ export function tell(place, text) {
   place.hidden = !text;
 }
 
+/** A part of the page that asks the server for what it shows once it is opened, and draws it.
+
+    Its class has a `template`, a `path`, and the methods title() and draw(). */
+export class Opening {
+  found = null;
+  width = 0;
+
+  constructor(model, request) {
+    this.model = model;
+    this.request = request;
+    this.details = copyOf(this.constructor.template);
+    this.find("summary").textContent = this.title();
+    this.details.addEventListener("toggle", () => this.details.open && this.open());
+    new ResizeObserver(() => this.draw()).observe(this.details);
+  }
+
+  find(selector) {
+    return this.details.querySelector(selector);
+  }
+
+  async open() {
+    if (this.found) return;
+    const { value, text } = await this.request(this.constructor.path, { model: this.model });
+    tell(this.find(".trouble"), text);
+    this.found = value;
+    this.draw();
+  }
+}
+
 export const short = (value) =>
   value.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });

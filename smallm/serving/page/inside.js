@@ -1,7 +1,7 @@
 // What a model keeps inside: attention over the prompt, neighbours of a word, a map of its words.
 // `request(path, body, signal)` asks the server: { kind, text, value }, text being what went wrong.
 
-import { copyOf, drawn, tell } from "./elements.js";
+import { Opening, copyOf, drawn, tell } from "./elements.js";
 
 const CELL = { most: 26, least: 13 }; // pixels of a cell of a large map
 const LABEL = 76; // pixels for the names of tokens
@@ -156,30 +156,13 @@ function nearWord({ word, cosine }) {
   return item;
 }
 
-/** The words of a model in the plane; asked for once it is opened. */
-export class WordMap {
-  found = null;
-  width = 0;
+/** The words of a model in the plane. */
+export class WordMap extends Opening {
+  static template = "word-map";
+  static path = "v1/word-map";
 
-  constructor(model, request) {
-    this.model = model;
-    this.request = request;
-    this.details = copyOf("word-map");
-    this.find("summary").textContent = `Map of the words of ${model}`;
-    this.details.addEventListener("toggle", () => this.details.open && this.open());
-    new ResizeObserver(() => this.draw()).observe(this.details);
-  }
-
-  find(selector) {
-    return this.details.querySelector(selector);
-  }
-
-  async open() {
-    if (this.found) return;
-    const { value, text } = await this.request("v1/word-map", { model: this.model });
-    tell(this.find(".trouble"), text);
-    this.found = value;
-    this.draw();
+  title() {
+    return `Map of the words of ${this.model}`;
   }
 
   draw() {

@@ -1,6 +1,6 @@
 // How the trials of a search learned: bits per byte and hidden units over training.
 
-import { copyOf, drawn, short, tell } from "./elements.js";
+import { Opening, copyOf, drawn, short } from "./elements.js";
 
 const HEIGHT = 190; // pixels of a chart
 const EDGE = { left: 46, right: 10, top: 8, bottom: 22 }; // pixels around its field
@@ -130,44 +130,28 @@ function legendOf(groups) {
   });
 }
 
-/** The trials of the search that a model comes from; asked for once it is opened. */
-export class LearningCurves {
-  found = null;
-  width = 0;
+/** The trials of the search that a model comes from. */
+export class LearningCurves extends Opening {
+  static template = "learning-curves";
+  static path = "v1/learning-curves";
 
-  constructor(model, request) {
-    this.model = model;
-    this.request = request;
-    this.details = copyOf("learning-curves");
-    this.find("summary").textContent = `How ${model} learned`;
-    this.details.addEventListener("toggle", () => this.details.open && this.open());
-    new ResizeObserver(() => this.draw()).observe(this.details);
-  }
-
-  find(selector) {
-    return this.details.querySelector(selector);
-  }
-
-  async open() {
-    if (this.found) return;
-    const { value, text } = await this.request("v1/learning-curves", { model: this.model });
-    tell(this.find(".trouble"), text);
-    this.found = value && { ...value, groups: withLooks(value.groups) };
-    this.draw();
+  title() {
+    return `How ${this.model} learned`;
   }
 
   draw() {
     const width = this.find(".charts").clientWidth;
     if (!this.found || !width || width === this.width) return;
     this.width = width;
-    const lines = linesOf(this.found.groups);
+    const groups = withLooks(this.found.groups);
+    const lines = linesOf(groups);
     const charts = CHARTS.filter(({ of }) => lines.some(({ curve }) => of(curve)));
     this.find(".charts").replaceChildren(...charts.map(({ title }) => chartOf(title)));
     charts.forEach((chart, place) => {
       const picture = this.find(".charts").children[place].querySelector("svg");
       drawChart(picture, lines, chart, picture.clientWidth);
     });
-    this.find(".legend").replaceChildren(...legendOf(this.found.groups));
+    this.find(".legend").replaceChildren(...legendOf(groups));
     this.find(".facts").textContent = this.facts(lines);
   }
 
