@@ -137,3 +137,28 @@ def test_the_scripts_of_the_cluster_are_valid_and_ray_takes_the_cluster_file():
     validate_config(prepare_config(content))
     for local in content["file_mounts"].values():
         assert local.startswith("~/.ray/") or (ROOT / local).exists()
+
+
+@pytest.mark.parametrize(
+    ("listed", "most", "pending"), [([], 5, "12"), ([], 2, None), (["a", "b"], 5, None)]
+)
+def test_a_cluster_that_may_grow_is_asked_for_all_its_machines_at_once(
+    listed, most, pending, monkeypatch
+):
+    from tune import search
+
+    monkeypatch.setattr(search, "nodes", lambda: [{}, {}])
+    monkeypatch.setattr(search.cluster, "listed_machines", lambda: listed)
+    monkeypatch.setattr(search.cluster, "most_machines", lambda: most)
+    monkeypatch.setattr(search.os, "environ", {})
+    search.ask_for_machines({"slots_of_largest": 4})
+    assert search.os.environ.get("TUNE_MAX_PENDING_TRIALS_PG") == pending
+
+
+def test_why_a_trial_failed_is_one_line():
+    from tune.search import why_failed
+
+    assert why_failed("Traceback ...\n  File ...\nValueError: no\n") == "ValueError: no"
+    assert why_failed("") == "the worker died"
+    memory = "ray.exceptions.OutOfMemoryError: Task was killed.\n\nRefer to the documentation ..."
+    assert why_failed(memory).startswith("out of memory: ")

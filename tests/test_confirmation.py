@@ -9,6 +9,7 @@ from smallm.confirmation import (
     Confirmed,
     Finalist,
     Replicate,
+    choose_finalists,
     failure_sentences,
     final_metrics,
     finalist_record,
@@ -71,3 +72,17 @@ def test_where_every_finalist_fails_the_result_says_so():
     trials = [{"status": "completed", "reason": ""}]
     assert _no_champion(trials, failed).startswith("Every finalist failed with a fresh seed")
     assert "full budget" in _no_champion(trials, [])
+
+
+def test_the_default_config_is_a_finalist_with_its_own_trial():
+    default, other = Settings(), Settings().replace(activation="tanh")
+    configs = {"a": default, "b": other}
+    trials = [
+        {"id": "a", "number": 0, "status": "stopped", "bits_per_byte": {"mean": 3.0}},
+        {"id": "b", "number": 1, "status": "completed", "bits_per_byte": {"mean": 2.0}},
+    ]
+    best, added = choose_finalists(trials, count=1, configs=configs, default=default)
+    assert (best.trial, best.is_default) == ("b", False)
+    assert (added.trial, added.is_default) == ("a", True)
+    (_, never) = choose_finalists(trials[1:], count=1, configs=configs, default=default)
+    assert never.trial is None
