@@ -37,8 +37,10 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
         return None
     several = len({architecture for _, architecture in groups}) > 1
     names = {key: ", ".join(key) if several else key[0] for key in groups}
+    columns = 2 if several else 4
+    rows = -(-len(groups) // columns)
     with style():
-        figure, grid = panels(5.2, nrows=len(SHOWN), sharex=True)
+        figure, grid = panels(4.8 + 0.2 * rows, nrows=len(SHOWN), sharex=True)
         looks = looks_of(groups)
         for key, trials in groups.items():
             for place, trial in enumerate(trials):
@@ -54,7 +56,7 @@ def activity_over_training(result: Record, tokens_shown: Any) -> Plot | None:
         grid[-1].set_xlabel("training tokens")
         grid[-1].set_xlim(left=0)
         grid[-1].xaxis.set_major_formatter(lambda tokens, _: tokens_shown(tokens))
-        figure.legend(loc="outside lower left", ncols=2 if several else 4)
+        figure.legend(loc="outside lower left", ncols=columns, handlelength=3.5)
         ends = ", ".join(
             f"{names[key]} {100 * trials[0]['curve'][-1]['activity']['dead_units']:.1f} %"
             for key, trials in groups.items()
