@@ -87,8 +87,12 @@ ABLATIONS: dict[str, Ablation] = {
         "Does label smoothing help?", _choices("label_smoothing", 0.0, 0.05, 0.1)
     ),
     "temperature": Ablation(
-        "Does a learned temperature help, of cosines in place of plain logits?",
-        {"plain logits": {"normalized_output": False}, "learned": {"normalized_output": True}},
+        "Does a learned temperature help, of cosines in place of plain logits? A fixed one beside.",
+        {
+            "plain logits": {"normalized_output": False, "learned_temperature": True},
+            "learned": {"normalized_output": True, "learned_temperature": True},
+            "fixed": {"normalized_output": True, "learned_temperature": False},
+        },
     ),
     "curriculum-length": Ablation(
         "Does it help to see short documents first?", _curriculum("length")

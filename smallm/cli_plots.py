@@ -86,7 +86,7 @@ def embeddings(most: int, predictor: Any, folder: Path, as_json: bool) -> None:
 )
 @click.option("--prompt", required=True, help="Text that the model reads.")
 @click.option(
-    "--layer", type=click.IntRange(1), help="Draw its heads with the tokens. [default: the last]"
+    "--layer", type=click.IntRange(1), help="Draw the heads of this one only. [default: all]"
 )
 @model_argument
 @as_json
@@ -94,14 +94,17 @@ def attention(prompt: str, layer: int | None, predictor: Any, folder: Path, as_j
     """Draw where each head of a MODEL looks while it reads a prompt."""
     from smallm.attention_maps import attention_maps
     from smallm.leaderboard import name_shown
-    from smallm.pictures import attention_plot, heads_plot
+    from smallm.pictures import attention_plot, attention_plots
 
     maps = attention_maps(predictor, prompt)
     layers = len(maps.weights)
     if layer is not None and layer > layers:
         raise SmallmError(f"--layer {layer}: {predictor.name} has {layers} layers")
     name, shown = name_shown(predictor.name), (maps.tokens, maps.weights)
-    plots = [heads_plot(name, *shown), attention_plot(name, *shown, layer=layer or layers)]
+    if layer is None:
+        plots = attention_plots(name, *shown)
+    else:
+        plots = [attention_plot(name, *shown, layer=layer)]
     told = {"tokens": list(maps.tokens), "heads": [len(weights) for weights in maps.weights]}
     _show(plots, folder, as_json, told)
 

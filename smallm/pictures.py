@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 
 SECTION = "model"
+LAYER = "attention_layer"  # how the names of the pictures of one layer begin
 LONG = 5  # letters of a word whose neighbours the report shows
 ASKED, NEAR = 8, 5  # such words, and neighbours of each
 WIDE = 9.0  # inches of a picture with many labels
@@ -64,9 +65,7 @@ def draw_model(record: Record) -> list[Plot]:
     if words is not None:
         plots.append(embeddings_plot(name, words["words"], layout_of(words)))
     if maps is not None:
-        tokens, weights = maps["tokens"], maps["weights"]
-        plots.append(heads_plot(name, tokens, weights))
-        plots.append(attention_plot(name, tokens, weights, layer=len(weights)))
+        plots.extend(attention_plots(name, maps["tokens"], maps["weights"]))
     return plots
 
 
@@ -134,11 +133,18 @@ def _label(figure: Figure, axes: Any, names: Sequence[str], places: Any) -> int:
     return len(taken)
 
 
-def attention_plot(name: str, tokens: Sequence[str], layers: Sequence[Any], *, layer: int) -> Plot:
-    """All heads of one layer, counted from 1, with the tokens; rows look at columns.
+def attention_plots(name: str, tokens: Sequence[str], layers: Sequence[Any]) -> list[Plot]:
+    """All heads at once, then those of each layer with the tokens.
 
-    `layers` holds the weights of each layer (heads, tokens, tokens).
+    `layers` holds the weights of each layer (heads, tokens, tokens): rows look at columns.
     """
+    numbered = range(1, 1 + len(layers))
+    every = [attention_plot(name, tokens, layers, layer=number) for number in numbered]
+    return [heads_plot(name, tokens, layers), *every]
+
+
+def attention_plot(name: str, tokens: Sequence[str], layers: Sequence[Any], *, layer: int) -> Plot:
+    """All heads of one layer, counted from 1, with the tokens."""
     from matplotlib.figure import Figure
 
     weights = np.asarray(layers[layer - 1])
@@ -162,7 +168,7 @@ def attention_plot(name: str, tokens: Sequence[str], layers: Sequence[Any], *, l
             f"Attention of the {len(weights)} heads of layer {layer} of {len(layers)}: each "
             "token, a row, looks at the columns; white is 0, dark blue is 1."
         )
-        return finished(figure, "attention", SECTION, caption)
+        return finished(figure, f"{LAYER}_{layer}", SECTION, caption)
 
 
 def _name_tokens(axes: Any, tokens: Sequence[str], *, left: bool) -> None:

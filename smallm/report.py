@@ -26,7 +26,7 @@ from smallm.leaderboard import (
     span,
 )
 from smallm.page import Html, broad_figure, details, figures, join, page, pairs, table, tag
-from smallm.pictures import draw_model, draw_neighbors, neighbors_table
+from smallm.pictures import LAYER, draw_model, draw_neighbors, neighbors_table
 from smallm.plots import Record, draw_plots, label, score, shown, tokens_shown
 
 SCHEMA = 2  # of `result.json`: raise it where an older one can no longer be shown
@@ -223,10 +223,14 @@ def _inside(pictures: Record | None) -> Html:
     if not pictures:
         return Html()
     drawn = draw_model(pictures)
+    before = [plot for plot in drawn if plot.name.startswith(LAYER)][:-1]
+    parts = [broad_figure(plot) for plot in drawn if plot not in before]
+    if before:
+        parts.append(details("Layers before the last", join(*map(broad_figure, before))))
     near = neighbors_table(pictures) if pictures.get("neighbors") else Html()
     words = "The mean of all embeddings is taken off before their cosines are compared."
     heading = join(tag("h3", "Nearest words"), tag("p", words)) if near else Html()
-    return join(*map(broad_figure, drawn), heading, near)
+    return join(*parts, heading, near)
 
 
 def _end(trial: Record) -> str:

@@ -173,6 +173,8 @@ class ModelSettings(Group):
     """Share the output layer with the embeddings, through a projection to their width."""
     normalized_output: bool = False
     """Compare the hidden state with the embeddings by cosine, times a learned temperature."""
+    learned_temperature: bool = True
+    """Train the temperature of a normalized output; else it stays the root of the width."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of hidden units switched off in training."""
 
@@ -190,6 +192,20 @@ class ModelSettings(Group):
         if name not in ACTIVATIONS and name not in GATED:
             raise ValueError(unknown_name("activation", name, [*ACTIVATIONS, *GATED]))
         return name
+
+    @property
+    def learns_temperature(self) -> bool:
+        """Whether a temperature is among the weights."""
+        return self.normalized_output and self.learned_temperature
+
+    @model_validator(mode="after")
+    def _has_a_temperature(self) -> ModelSettings:
+        if not self.learned_temperature and not self.normalized_output:
+            raise ValueError(
+                "learned_temperature is false, but plain logits have no temperature: give "
+                "normalized_output true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_architecture(self) -> ModelSettings:

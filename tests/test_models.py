@@ -82,6 +82,27 @@ def test_the_gradient_of_the_learned_temperature_is_that_of_finite_differences(t
     assert torch.autograd.gradcheck(logits, core.log_scale.detach().requires_grad_())
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_a_fixed_temperature_is_what_a_learned_one_starts_from_and_no_weight(name, tied):
+    ids = torch.randint(20, (3, 5), generator=torch.Generator().manual_seed(0))
+    found = {}
+    for learned in (True, False):
+        settings = small(
+            architecture=name,
+            embedding=16,
+            hidden=16,
+            tied=tied,
+            normalized_output=True,
+            learned_temperature=learned,
+        )
+        core = architecture(name)(settings, 20)
+        core.initialize(torch.Generator().manual_seed(4))
+        found[learned] = core
+    torch.testing.assert_close(found[False](ids), found[True](ids))
+    assert set(found[True].state_dict()) - set(found[False].state_dict()) == {"log_scale"}
+
+
 def test_a_normalized_output_starts_half_a_nat_from_the_uniform_distribution():
     vocabulary = 500
     core = architecture("mlp")(small(embedding=64, normalized_output=True), vocabulary)

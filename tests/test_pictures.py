@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from smallm.embeddings import FEWEST_WORDS, Words, embedded_words, layout, neigh
 from smallm.errors import SmallmError
 from smallm.models import architecture
 from smallm.models.huggingface import wrap
-from smallm.pictures import attention_plot, embeddings_plot, heads_plot, neighbors_plot
+from smallm.pictures import attention_plots, embeddings_plot, neighbors_plot
 from smallm.predictors.attention import attend_together
 from smallm.predictors.causal import Causal
 from smallm.settings import ModelSettings
@@ -110,14 +111,15 @@ def test_pictures_are_whole_and_say_how_far_they_can_be_trusted(bpe_tokens):
     maps = attention_maps(predictor, "the first of them")
     plots = [
         embeddings_plot("mine", words.names, found),
-        heads_plot("mine", maps.tokens, maps.weights),
-        attention_plot("mine", maps.tokens, maps.weights, layer=2),
+        *attention_plots("mine", maps.tokens, maps.weights),
         neighbors_plot("mine", "aword1", neighbors(words, "aword1", count=5)),
     ]
     for plot in plots:
         ElementTree.fromstring(plot.svg)
     assert "shuffled 0." in plots[0].caption
-    assert all(f">{token}<" in plots[2].svg for token in maps.tokens if token.isalpha())
+    assert [plot.name for plot in plots[2:4]] == ["attention_layer_1", "attention_layer_2"]
+    for plot in plots[2:4]:
+        assert all(f">{token}<" in plot.svg for token in maps.tokens if token.isalpha())
 
 
 def test_the_commands_write_files_and_tell_where(tmp_path, monkeypatch):
@@ -132,8 +134,14 @@ def test_the_commands_write_files_and_tell_where(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     found = json.loads(run.stdout)
     assert found["heads"] == [4, 4]
-    for file in found["files"]:
+    (one,) = found["files"]
+    assert one.endswith("attention_layer_1.svg")
+    whole = CliRunner().invoke(cli, ["plot", "attention", name, "--prompt", PROMPT, "--json"])
+    files = json.loads(whole.stdout)["files"]
+    for file in files:
         ElementTree.parse(file)
+    layers = ["attention_layer_1.svg", "attention_layer_2.svg"]
+    assert [Path(file).name for file in files] == ["attention_heads.svg", *layers]
     wrong = CliRunner().invoke(cli, ["plot", "attention", name, "--prompt", PROMPT, "--layer", "3"])
     assert isinstance(wrong.exception, SmallmError)
     assert "--layer 3" in str(wrong.exception)

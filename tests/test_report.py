@@ -292,7 +292,10 @@ def test_the_champion_is_looked_into(result, tmp_path):
         assert link.startswith(("#", "data:image/png;base64,"))  # the cells of attention maps
     write_plots(record, tmp_path / "plots")
     names = {path.stem for path in (tmp_path / "plots").iterdir()}
-    assert names >= {"embeddings", "attention", "attention_heads", "activations"}
+    layers = {"attention_layer_1", "attention_layer_2"}
+    assert names >= {"embeddings", "attention_heads", "activations"} | layers
+    assert "Layers before the last" in found.text
+    assert "layer 1 of 2" in found.text
     without = small(result, pictures=inside() | {"words": None, "neighbors": {}})
     (tmp_path / "report.html").unlink()
     (tmp_path / "plots").rename(tmp_path.with_name("plots-elsewhere"))

@@ -195,6 +195,7 @@ def test_presets_have_the_parameters_that_their_explanation_names(preset, millio
         ({"architecture": "mlp", "preset": "tiny"}, "preset is a setting of architecture tra"),
         ({"preset": ["tiny"]}, r"preset is \['tiny'\]: Input should be 'tiny'"),
         ({"preset": "huge"}, "preset is 'huge': Input should be 'tiny', 'small' or 'base'"),
+        ({"learned_temperature": False}, "plain logits have no temperature: give norm"),
         ({"batch_size": 1000}, r"batch_size 1000 is no multiple of 32: .* 2 \* window tokens"),
     ],
 )

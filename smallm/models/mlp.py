@@ -5,8 +5,8 @@ the window are concatenated, pass one or more hidden layers, and a softmax gives
 Tied, the output layer is the embedding matrix behind a projection to its width, which makes the
 largest matrix product several times smaller. With a gated activation each hidden layer is
 multiplied by a second one (Shazeer 2020, arXiv 2002.05202). With a normalized output, the logits
-are cosines of the hidden state and the output rows, times one learned scale: a temperature that
-training finds.
+are cosines of the hidden state and the output rows, times one scale: a temperature, which training
+finds.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class MLP(nn.Module):
         self.projection = nn.Linear(hidden, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(hidden, vocabulary, bias=False)
         self.bias = nn.Parameter(torch.empty(vocabulary))
+        self.cosines = settings.normalized_output
         # The scale is exp(log_scale), which stays positive; shape (1,), as replicates are stacked.
-        self.log_scale = nn.Parameter(torch.empty(1)) if settings.normalized_output else None
+        self.log_scale = nn.Parameter(torch.empty(1)) if settings.learns_temperature else None
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
@@ -60,6 +61,7 @@ class MLP(nn.Module):
         initialize_output(
             (self.projection, self.output),
             self.log_scale,
+            cosines=self.cosines,
             width=self._rows().shape[1],
             generator=generator,
         )
@@ -74,7 +76,7 @@ class MLP(nn.Module):
             x = F.dropout(hidden if gate is None else hidden * gate(x), self.dropout, self.training)
         if self.projection is not None:
             x = self.projection(x)  # (batch, embedding)
-        if self.log_scale is not None:
+        if self.cosines:
             return scaled_cosines(x, self._rows(), self.log_scale, self.bias)
         return F.linear(x, self._rows(), self.bias)
 

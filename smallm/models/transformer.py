@@ -53,7 +53,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(settings, number) for number in range(settings.depth))
         self.projection = nn.Linear(width, width, bias=False) if settings.tied else None
         self.output = None if settings.tied else nn.Linear(width, vocabulary, bias=False)
-        self.log_scale = nn.Parameter(torch.empty(1)) if settings.normalized_output else None
+        self.cosines = settings.normalized_output
+        self.log_scale = nn.Parameter(torch.empty(1)) if settings.learns_temperature else None
 
     @property
     def reach(self) -> int:
@@ -75,6 +76,7 @@ class Transformer(nn.Module):
         initialize_output(
             (self.projection, self.output),
             self.log_scale,
+            cosines=self.cosines,
             width=self.embedding.embedding_dim,
             generator=generator,
         )
@@ -112,7 +114,7 @@ class Transformer(nn.Module):
         if self.projection is not None:
             x = self.projection(x)
         rows = self.embedding.weight if self.output is None else self.output.weight
-        if self.log_scale is not None:
+        if self.cosines:
             return scaled_cosines(x, rows, self.log_scale, None)  # the scale bounds them
         logits = F.linear(x, rows) * (BASE_WIDTH / rows.shape[1])
         return LARGEST_LOGIT * torch.tanh(logits / LARGEST_LOGIT)
