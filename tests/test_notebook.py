@@ -78,7 +78,7 @@ def test_the_notebook_runs_on_tiny_settings(notebook, small_corpus, tmp_path):
         for each in found
         if each.output_type == "display_data" and "image/svg+xml" in each.data
     ]
-    assert len(pictures) == 5
+    assert len(pictures) == 4 + shape["depth"]  # one shows all heads, others those of a layer
     assert "bits per byte" in printed["difference"]
     assert "gelu" in printed["compare"]
     assert "gpt2" in printed["compare"]

@@ -172,9 +172,9 @@ class Attention(nn.Module):
         self, x: Tensor, rotation: Tensor, visible: Tensor, cache: KeyValueCache | None
     ) -> Tensor:
         """(b, t, width) to the same shape; attention itself is computed in fp32."""
-        query = rotated(normalized(_heads_of(self.query(x), self.heads).float()), rotation)
-        key = rotated(normalized(_heads_of(self.key(x), self.key_heads).float()), rotation)
-        value = _heads_of(self.value(x), self.key_heads).float()
+        query = self.turned(self.query(x), self.heads, rotation)
+        key = self.turned(self.key(x), self.key_heads, rotation)
+        value = heads_of(self.value(x), self.key_heads).float()
         query = query * self.sharpness[:, None, None]
         if cache is not None:
             key, value = cache.update(key, value, self.number)  # type: ignore[misc]
@@ -188,6 +188,10 @@ class Attention(nn.Module):
             )
         merged: Tensor = self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
         return merged
+
+    def turned(self, x: Tensor, heads: int, rotation: Tensor) -> Tensor:
+        """Queries or keys (b, t, heads * d), normalized and rotated, as (b, heads, t, d)."""
+        return rotated(normalized(heads_of(x, heads).float()), rotation)
 
 
 class Perceptron(nn.Module):
@@ -286,7 +290,7 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)
 
 
-def _heads_of(x: Tensor, heads: int) -> Tensor:
+def heads_of(x: Tensor, heads: int) -> Tensor:
     """(b, t, heads * d) to (b, heads, t, d)."""
     apart: Tensor = x.unflatten(2, (heads, -1))
     return apart.transpose(1, 2)
