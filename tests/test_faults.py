@@ -23,7 +23,12 @@ from test_search import (
 )
 from test_search import place as place
 
+from smallm.journal import JOURNAL_NAME
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
+
+GREEDY_HIDDEN, GREEDY_BYTES = 1_500_000, 8e9  # a trial's hidden units, and about what it takes
+ROOM = 5e9  # bytes that all processes of a search may take: twice what other trials do
 
 
 def trials_of(process):
@@ -47,15 +52,19 @@ def check_nothing_is_lost_or_doubled(place):
     return result
 
 
+def kill_trials(process):
+    killed = trials_of(process)
+    assert killed
+    for worker in killed:
+        worker.send_signal(signal.SIGKILL)
+
+
 def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(place):
     (place / "longer.yaml").write_text(SPACE % 150_000)
     process = start(place, "--space", "longer.yaml")
     before = read_until(process, "trial 0 rung 1/3")
     time.sleep(1)  # Ray asks the worker for the checkpoint once it has told of the report
-    killed = trials_of(process)
-    assert killed
-    for worker in killed:
-        worker.send_signal(signal.SIGKILL)
+    kill_trials(process)
     output = finish(process)
     result = check_nothing_is_lost_or_doubled(place)
     assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
@@ -64,6 +73,43 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(place):
         for tokens in re.findall(r"trial 0 rung .* after ([\d,]+) tokens", before + output)
     ]
     assert reached == sorted(set(reached))  # nothing that was before the kill is repeated
+
+
+def test_what_has_ended_stays_when_workers_are_killed_after_it(place):
+    process = start(place, "--space", "long.yaml")
+    before = read_until(process, "trial 0 ended")
+    (folder,) = (place / "home" / "searches").iterdir()
+    journal = (folder / JOURNAL_NAME).read_bytes()
+    read_until(process, "starts")
+    kill_trials(process)
+    output = finish(process)
+    check_nothing_is_lost_or_doubled(place)
+    assert (folder / JOURNAL_NAME).read_bytes().startswith(journal)
+    assert "trial 0 rung" in before
+    assert "trial 0 " not in output.partition("confirmation")[0]
+
+
+def test_a_trial_that_ray_ends_to_save_the_machine_fails_with_its_reason(place):
+    memory = psutil.virtual_memory()
+    if memory.available < ROOM + GREEDY_BYTES:
+        pytest.skip(f"needs {(ROOM + GREEDY_BYTES) / 1e9:.0f} GB of free memory")
+    greedy = (SPACE % 4608).replace("hidden: 16, ", "")
+    greedy += f"  hidden: {{choices: [16, {GREEDY_HIDDEN}]}}\n"
+    (place / "greedy.yaml").write_text(greedy)
+    used = memory.total - memory.available
+    threshold = str((used + ROOM) / memory.total)
+    process = start(place, "--space", "greedy.yaml", RAY_memory_usage_threshold=threshold)
+    output = finish(process, timeout=480)
+    result = check_nothing_is_lost_or_doubled(place)
+    failed = [trial for trial in result["trials"] if trial["settings"]["hidden"] > 16]
+    assert failed
+    for trial in failed:
+        assert trial["status"] == "failed"
+        assert "Ray ended it to save the others" in trial["reason"]
+    small = [trial for trial in result["trials"] if trial not in failed]
+    assert {trial["status"] for trial in small} <= {"completed", "stopped"}
+    assert "Traceback" not in output
+    assert result["finalists"][0]["settings"]["hidden"] == 16
 
 
 def test_a_trial_without_memory_fails_with_its_reason_and_the_search_goes_on(place):

@@ -36,6 +36,8 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # of its three
 import optuna
 import ray
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.tune.execution import tune_controller
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -305,6 +307,20 @@ def why_failed(told: str) -> str:
     return (told.strip().splitlines() or ["the worker died"])[-1]
 
 
+class TrialActors(RayActorManager):
+    """Ray's actors of trials; one that it ended for want of memory has died as others do.
+
+    Ray 2.60 has an error of its own for that, which Tune takes for unexpected: it would end the
+    whole search, and offers no public way to handle it.
+    """
+
+    def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, ray.exceptions.OutOfMemoryError):
+            name = type(exception).__name__
+            exception = ray.exceptions.RayActorError(error_msg=f"{name}: {exception}")
+        super()._actor_task_failed(tracked_actor_task, exception)
+
+
 def make_tuner(
     ledger: Ledger, job: dict[str, Any], *, trial: Callable[..., None] = train_trial
 ) -> tune.Tuner:
@@ -320,6 +336,7 @@ def make_tuner(
         root = ledger.storage.path(f"searches/{folder.name}")
         filesystem = ledger.storage.filesystem
     path = f"{root}/tune"
+    tune_controller.RayActorManager = TrialActors
     if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
         tuner = tune.Tuner.restore(
             path,
