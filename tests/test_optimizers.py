@@ -135,13 +135,31 @@ def test_the_best_rate_moves_little_when_the_width_is_four_times_as_large(bpe_to
         (progress,) = Training(settings, bpe_tokens, selection=selection)
         return progress.mean
 
-    found = {width: [bits(width, rate) for rate in RATES] for width in WIDTHS}
-    best = {width: RATES[values.index(min(values))] for width, values in found.items()}
-    narrow, wide = (best[width] for width in WIDTHS)
-    assert RATES[0] < narrow < RATES[-1]  # inside, or the range says nothing
-    assert abs(math.log2(wide / narrow)) <= 1, found
+    check_the_best_rate_moves_little(*([bits(width, rate) for rate in RATES] for width in WIDTHS))
+
+
+@pytest.mark.long
+def test_the_best_rate_of_a_perceptron_moves_little_with_its_hidden_units(bpe_tokens):
+    selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
+    small = SMALL.replace(architecture="mlp", depth=1, batch_size=128, training_tokens=128 * 100)
+
+    def bits(hidden, rate):
+        settings = small.replace(embedding=32, hidden=hidden, learning_rate=rate)
+        (progress,) = Training(settings, bpe_tokens, selection=selection)
+        return progress.mean
+
+    check_the_best_rate_moves_little(
+        *([bits(hidden, rate) for rate in RATES] for hidden in (48, 768))
+    )
+
+
+def check_the_best_rate_moves_little(narrow, wide):
+    """Of bits per byte at RATES."""
+    best, best_wide = (values.index(min(values)) for values in (narrow, wide))
+    assert 0 < best < len(RATES) - 1  # inside, or the range says nothing
+    assert abs(best - best_wide) <= 1, (narrow, wide)  # rates are powers of two
     # and the narrow one's best rate costs the wide one next to nothing
-    assert found[WIDTHS[1]][RATES.index(narrow)] < min(found[WIDTHS[1]]) * 1.03
+    assert wide[best] < min(wide) * 1.03
 
 
 def test_weights_of_no_known_group_are_named():
