@@ -50,7 +50,7 @@ def visit(chromium):
     """Opens the page of an address; whatever the browser complains of fails the test."""
     opened = []
 
-    def open_page(address, **options):
+    def open_page(address, path="", shown="#models li", **options):
         context = chromium.new_context(**options)
         page = context.new_page()
         page.set_default_timeout(20_000)
@@ -63,8 +63,8 @@ def visit(chromium):
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         page.on("request", lambda request: seen.requests.append(request))
         opened.append(seen)
-        page.goto(address)
-        expect(page.locator("#models li").first).to_be_visible()
+        page.goto(address + path)
+        expect(page.locator(shown).first).to_be_visible()
         return page, seen
 
     yield open_page
@@ -253,6 +253,21 @@ def as_percent(share):
 
 def bodies(seen, path):
     return [r.post_data_json for r in seen.requests if r.url.endswith(path)]
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/next-words"])
+def test_the_page_of_the_interface_sends_what_one_asks_it_to(served, visit, path):
+    page, _ = visit(served.address, "/docs", shown=".opblock-summary")
+    part = page.locator(".opblock").filter(has=page.locator(f"[data-path='{path}']"))
+    part.locator(".opblock-summary-control").click()
+    body = part.locator("textarea.body-param__text")
+    if path != "/v1/models":
+        example = json.loads(body.input_value())
+        body.fill(json.dumps(example | {"models": [served.gpt2]}))
+    part.get_by_role("button", name="Execute").click()
+    answer = part.locator(".live-responses-table .response").first
+    expect(answer.locator(".response-col_status")).to_contain_text("200")
+    expect(answer.locator(".microlight").first).to_contain_text(served.gpt2)
 
 
 def test_generating_streams_the_text_that_the_api_gives_for_the_seed(served, visit):
