@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 ADDRESS = "http://localhost:8000"  # of the README
 KEY = "key-of-a-person-which-is-long"
+FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+LOGS = Path("/tmp/ray/session_latest/logs")
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +79,9 @@ def test_the_curl_lines_of_the_readme_are_answered(folder):
     assert "<title>SmaLLM</title>" in page
 
 
-def test_the_fast_front_answers_those_with_a_key(folder):
-    fast = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-    with served(folder, **{VARIABLE: KEY}, **fast):
+@pytest.mark.parametrize("front", [{}, FAST], ids=["default", "fast"])
+def test_either_front_answers_those_with_a_key_and_logs_none(folder, front):
+    with served(folder, **{VARIABLE: KEY}, **front):
         stranger = Client(ADDRESS.replace("localhost", "127.0.0.1"))
         assert stranger.ask("/v1/models")[0] == 401
         for path in OPEN_PATHS:
@@ -93,7 +95,11 @@ def test_the_fast_front_answers_those_with_a_key(folder):
             assert len(pieces) > 3
             leaves_a_stream(client)
             assert client.completions.create(**options).choices[0].text == whole
-    assert KEY not in (folder / "log").read_text()
+        logs = LOGS.resolve()
+    written = [path for path in logs.rglob("*") if path.is_file()]
+    assert any("serve" in path.parts for path in written)
+    for path in (*written, folder / "log"):
+        assert KEY.encode() not in path.read_bytes(), path
 
 
 def leaves_a_stream(client):
