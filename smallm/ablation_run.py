@@ -109,11 +109,24 @@ def arm_row(name: str, arm: str, trained: Trained, control: Trained, sizes: Byte
         }
     }
     if arm != chosen.control:
-        row |= _against_control(arm, trained, chosen.control, control, sizes)
+        row |= _compared(arm, trained, chosen.control, control, sizes)
     return row
 
 
-def ablation_record(name: str, control: Trained, rows: list[Row], sizes: Bytes) -> dict[str, Any]:
+def pair_rows(name: str, arm: str, every: Mapping[str, Trained], sizes: Bytes) -> list[Row]:
+    """How the latest arm differs from those that it is held against beside the control."""
+    return [
+        {"name": one, "against": other, **_compared(one, every[one], other, every[other], sizes)}
+        for one, other in ablation(name).also
+        if arm in (one, other)
+        and {one, other} <= set(every)
+        and not (every[one].failures or every[other].failures)
+    ]
+
+
+def ablation_record(
+    name: str, control: Trained, rows: list[Row], pairs: list[Row], sizes: Bytes
+) -> dict[str, Any]:
     """The record of an ablation up to the arms that have a row."""
     chosen = ablation(name)
     return {
@@ -131,15 +144,14 @@ def ablation_record(name: str, control: Trained, rows: list[Row], sizes: Bytes) 
         },
         "arms": rows,
         "untrained": list(chosen.arms)[len(rows) :],
-        "conclusion": _conclusion(rows),
+        "pairs": pairs,
+        "conclusion": _conclusion(rows, pairs),
     }
 
 
-def _against_control(
-    name: str, arm: Trained, control_name: str, control: Trained, sizes: Bytes
-) -> dict[str, Any]:
-    comparison = significance.compare(arm.nll, control.nll, sizes, seed=BOOTSTRAP_SEED)
-    names = (f"“{name}”", f"“{control_name}”")
+def _compared(name: str, arm: Trained, other_name: str, other: Trained, sizes: Bytes) -> Row:
+    comparison = significance.compare(arm.nll, other.nll, sizes, seed=BOOTSTRAP_SEED)
+    names = (f"“{name}”", f"“{other_name}”")
     words = significance.sentence(comparison, *names, source="this ablation")
     return {
         "better_by": asdict(comparison.difference),
@@ -148,8 +160,8 @@ def _against_control(
     }
 
 
-def _conclusion(rows: list[Row]) -> list[str]:
-    """A sentence for each arm, and a warning when there are many."""
+def _conclusion(rows: list[Row], pairs: list[Row]) -> list[str]:
+    """A sentence for each arm and further pair, and a warning when there are many arms."""
     failed = [
         f"“{row['name']}” did not train to its end ({row['reason']}): it is not compared."
         for row in rows
@@ -160,7 +172,7 @@ def _conclusion(rows: list[Row]) -> list[str]:
         found.append(
             f"{len(found)} arms meet one control: of so many, one may look different by chance."
         )
-    return found + failed
+    return found + [pair["sentence"] for pair in pairs] + failed
 
 
 class AblationRun(RecordedRun):
@@ -205,6 +217,10 @@ class AblationRun(RecordedRun):
             if "better_by" in row:
                 ends = {f"better_by/{row['name']}/{end}": v for end, v in row["better_by"].items()}
                 self.tracker.log(self.kind, ends, step=0)
+        for pair in record["pairs"]:
+            key = f"better_by/{pair['name']}/{pair['against']}"
+            ends = {f"{key}/{end}": v for end, v in pair["better_by"].items()}
+            self.tracker.log(self.kind, ends, step=0)
         self.end()
 
 
@@ -222,19 +238,22 @@ def run(
 
     SmallmError when the control fails: there is nothing to hold the others against.
     """
-    control: Trained | None = None
+    every: dict[str, Trained] = {}
     record: dict[str, Any] = {}
     rows: list[Row] = []
+    pairs: list[Row] = []
     for place, (arm, settings) in enumerate(arms.items(), start=1):
         tokens = tokens_of(settings)
         if unused := unused_window(tokens, settings.model.window):
             recorded.tell(f"arm {arm}: {unused}")
         trained = train_arm(settings, tokens, selection, threads=threads, device=device)
-        control = control or trained
+        every[arm] = trained
+        control = next(iter(every.values()))
         recorded.keep(name, arm, trained)
         sizes = tokens.bytes[selection.first : selection.last]
         rows.append(arm_row(name, arm, trained, control, sizes))
-        record = ablation_record(name, control, rows, sizes)
+        pairs += pair_rows(name, arm, every, sizes)
+        record = ablation_record(name, control, rows, pairs, sizes)
         recorded.show(record)
         recorded.tell(f"arm {place}/{len(arms)}, {arm}: {trained} in {trained.seconds:.0f} s")
         if control.failures:

@@ -1,7 +1,8 @@
 """The registry of ablations: what one setting changes, everything else being equal.
 
 An ablation has arms, each of which changes some settings of one config, and a control, the arm
-that the others are held against. All arms train on equal tokens with the same seeds.
+that the others are held against; arms that differ in one thing may be held against each other
+too. All arms train on equal tokens with the same seeds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Ablation:
     """Settings of all arms, where the user gives no others."""
     other_seeds: str | None = None
     """The arm that takes as many seeds after the others' instead."""
+    also: tuple[tuple[str, str], ...] = ()
+    """Further pairs to compare: an arm, and what it is held against beside the control."""
 
     @property
     def control(self) -> str:
@@ -45,16 +48,18 @@ def _choices(setting: str, *values: Any) -> dict[str, Changes]:
     return {str(value): {setting: value} for value in values}
 
 
-def _curriculum(measure: str) -> dict[str, Changes]:
+def _curriculum(question: str, measure: str) -> Ablation:
     """The usual random order, the stages of a curriculum, and the same stages otherwise."""
     orders = {"easy first": "easy_first", "hard first": "hard_first", "stages shuffled": "random"}
-    return {
+    arms: dict[str, Changes] = {
         "random order": {"curriculum": "none", "curriculum_order": "easy_first"},
         **{
             name: {"curriculum": measure, "curriculum_order": order}
             for name, order in orders.items()
         },
     }
+    easy, *controls = orders
+    return Ablation(question, arms, also=tuple((easy, control) for control in controls))
 
 
 TRANSFORMER: Changes = {"architecture": "transformer", "preset": "tiny", "batch_size": 2048}
@@ -67,10 +72,11 @@ ABLATIONS: dict[str, Ablation] = {
     "gates": Ablation(
         "Does it help to multiply each hidden layer by a second one? That takes more weights.",
         _choices("activation", "silu", "swiglu", "gelu", "geglu"),
+        also=(("geglu", "gelu"),),
     ),
     "split": Ablation("Does more text to train on help?", _choices("split_ratio", 0.75, 0.8, 0.9)),
     "tokenizer": Ablation(
-        "Whole words, or byte-level pieces of words?",
+        "Whole words, or byte-level pieces? Of as many tokens, whole words are more text.",
         {"byte-level": {"tokenizer": "bpe"}, "whole words": {"tokenizer": "words"}},
     ),
     "seeds": Ablation(
@@ -87,21 +93,20 @@ ABLATIONS: dict[str, Ablation] = {
         "Does label smoothing help?", _choices("label_smoothing", 0.0, 0.05, 0.1)
     ),
     "temperature": Ablation(
-        "Does a learned temperature help, of cosines in place of plain logits? A fixed one beside.",
+        "Does a learned temperature help, of cosines in place of plain logits?",
         {
             "plain logits": {"normalized_output": False, "learned_temperature": True},
             "learned": {"normalized_output": True, "learned_temperature": True},
             "fixed": {"normalized_output": True, "learned_temperature": False},
         },
+        also=(("learned", "fixed"),),
     ),
-    "curriculum-length": Ablation(
-        "Does it help to see short documents first?", _curriculum("length")
+    "curriculum-length": _curriculum("Does it help to see short documents first?", "length"),
+    "curriculum-rarity": _curriculum(
+        "Does it help to see documents without rare words first?", "rarity"
     ),
-    "curriculum-rarity": Ablation(
-        "Does it help to see documents without rare words first?", _curriculum("rarity")
-    ),
-    "curriculum-unigram": Ablation(
-        "Does it help to see first what a unigram model finds easy?", _curriculum("unigram")
+    "curriculum-unigram": _curriculum(
+        "Does it help to see first what a unigram model finds easy?", "unigram"
     ),
     "optimizer": Ablation(
         "Muon for the hidden matrices, or AdamW for all? Each at its own learning rate.",

@@ -172,7 +172,7 @@ class ModelSettings(Group):
     tied: bool = True
     """Share the output layer with the embeddings, through a projection to their width."""
     normalized_output: bool = False
-    """Compare the hidden state with the embeddings by cosine, times a learned temperature."""
+    """Compare the hidden state with the embeddings by cosine, times one temperature."""
     learned_temperature: bool = True
     """Train the temperature of a normalized output; else it stays the root of the width."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -162,3 +162,24 @@ def test_why_a_trial_failed_is_one_line():
     assert why_failed("") == "the worker died"
     memory = "ray.exceptions.OutOfMemoryError: Task was killed.\n\nRefer to the documentation ..."
     assert why_failed(memory).startswith("out of memory: ")
+    again = f"Failure # 1 (occurred at ...)\n{memory}\nFailure # 2 (occurred at ...)\nOSError: x\n"
+    assert why_failed(again) == "OSError: x"
+
+
+def test_a_trial_that_ray_ended_for_memory_is_a_dead_actor_to_tune():
+    from types import SimpleNamespace
+
+    import ray
+    from ray.tune.execution import tune_controller
+
+    from tune.search import TrialActors, why_failed
+
+    assert issubclass(TrialActors, tune_controller.RayActorManager)  # which make_tuner replaces
+    actors = TrialActors.__new__(TrialActors)
+    actors._failed_actor_ids, actors._cleanup_actor = set(), lambda **_: None
+    told = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda _, error: told.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda _, error: told.append(error))
+    actors._actor_task_failed(task, ray.exceptions.OutOfMemoryError("was killed"))
+    assert [type(error) for error in told] == [ray.exceptions.RayActorError] * 2
+    assert why_failed(str(told[0])).startswith("out of memory: ")

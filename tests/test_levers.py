@@ -189,6 +189,21 @@ def test_an_ablation_trains_compares_and_is_recorded(small, tmp_path):
     assert {each.info.status for each in runs} == {"FINISHED"}
 
 
+def test_arms_that_differ_in_one_thing_are_held_against_each_other_too(small):
+    done = run("temperature", *small, "--training-tokens", 3_000, "--seeds", "1,2,3", "--json")
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    (pair,) = record["pairs"]
+    assert (pair["name"], pair["against"]) == ("learned", "fixed")
+    mean = {row["name"]: row["bits_per_byte"]["per_seed"].values() for row in record["arms"]}
+    gaps = [fixed - own for own, fixed in zip(mean["learned"], mean["fixed"], strict=True)]
+    assert pair["better_by"]["value"] == pytest.approx(np.mean(gaps))
+    assert pair["sentence"] in record["conclusion"]
+    assert "“fixed”" in pair["sentence"]
+    for name, each in ABLATIONS.items():
+        assert {arm for both in each.also for arm in both} <= set(each.arms), name
+
+
 def test_an_arm_that_diverges_is_named_and_the_others_are_compared(small, monkeypatch):
     wild = {"learning_rate": 1e6, "clip": 1e9}
     arms = {"slow": {"learning_rate": 1e-3, "clip": 1.0}, "wild": wild}

@@ -224,11 +224,13 @@ def test_loading_in_half_precision_leaves_the_spelling_as_it_is(word_tokens, tmp
     assert all(np.array_equal(found[name], kept[name]) for name in kept)
 
 
+@pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_normalized_model_is_the_same_to_the_bit_when_loaded_again(tokens, tmp_path, tied):
-    settings = Settings().replace(
-        window=5, embedding=6, hidden=7, normalized_output=True, tied=tied
-    )
+def test_a_normalized_model_is_the_same_to_the_bit_when_loaded_again(
+    tokens, tmp_path, tied, learned
+):
+    shape = {"window": 5, "embedding": 6, "hidden": 7, "tied": tied}
+    settings = Settings().replace(**shape, normalized_output=True, learned_temperature=learned)
     core = random_core(settings.model, tokens.vocabulary)
     save_model(core, settings, tokens, tmp_path, heldout_above=0.9, card="")
     again, shape, _ = load_core(tmp_path)

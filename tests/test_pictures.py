@@ -11,15 +11,22 @@ import torch
 from click.testing import CliRunner
 
 from smallm.attention_maps import MOST_TOKENS, attention_maps
+from smallm.champion import save_model
 from smallm.cli import cli
 from smallm.embeddings import FEWEST_WORDS, Words, embedded_words, layout, neighbors
 from smallm.errors import SmallmError
 from smallm.models import architecture
 from smallm.models.huggingface import wrap
-from smallm.pictures import attention_plots, embeddings_plot, neighbors_plot
+from smallm.pictures import (
+    attention_plots,
+    draw_model,
+    embeddings_plot,
+    model_record,
+    neighbors_plot,
+)
 from smallm.predictors.attention import attend_together
 from smallm.predictors.causal import Causal
-from smallm.settings import ModelSettings
+from smallm.settings import ModelSettings, Settings
 
 PROMPT = "Neural networks are layers"
 
@@ -122,6 +129,15 @@ def test_pictures_are_whole_and_say_how_far_they_can_be_trusted(bpe_tokens):
         assert all(f">{token}<" in plot.svg for token in maps.tokens if token.isalpha())
 
 
+def test_the_record_of_a_transformer_is_drawn_with_its_attention(bpe_tokens):
+    predictor = smallm(bpe_tokens, architecture="transformer", heads=4, depth=2)
+    record = json.loads(json.dumps(model_record(predictor, ["the first", "of them"], None)))
+    assert record["attention"]["tokens"] == list(attention_maps(predictor, "the first").tokens)
+    names = [plot.name for plot in draw_model(record)]
+    assert names == ["attention_heads", "attention_layer_1", "attention_layer_2"]
+    assert model_record(smallm(bpe_tokens), ["the first"], None)["attention"] is None
+
+
 def test_the_commands_write_files_and_tell_where(tmp_path, monkeypatch):
     monkeypatch.setenv("SMALLM_HOME", str(tmp_path / "home"))
     model, tokenizer = tiny_models.llama()
@@ -153,3 +169,24 @@ def test_the_commands_write_files_and_tell_where(tmp_path, monkeypatch):
     assert run.exit_code == 0, run.output
     assert "Trustworthiness" in run.output
     assert (output / "embeddings.svg").exists()
+    words = embedded_words(Causal("llama", model, tokenizer)).names
+    run = CliRunner().invoke(cli, ["plot", "neighbors", name, words[0], "-n", "3", "--json"])
+    assert run.exit_code == 0, run.output
+    told = json.loads(run.stdout)
+    assert len(told["neighbors"]) == 3
+    (file,) = told["files"]
+    ElementTree.parse(file)
+    wrong = CliRunner().invoke(cli, ["plot", "neighbors", name, "no-such-word"])
+    assert "is no word" in str(wrong.exception)
+
+
+def test_the_command_names_a_model_without_attention(bpe_tokens, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLM_HOME", str(tmp_path / "home"))
+    settings = Settings().replace(window=4, embedding=8, hidden=8)
+    core = architecture("mlp")(settings.model, bpe_tokens.vocabulary)
+    core.initialize(torch.Generator().manual_seed(1))
+    save_model(core, settings, bpe_tokens, tmp_path / "mine", heldout_above=0.9, card="")
+    folder = str(tmp_path / "mine")
+    run = CliRunner().invoke(cli, ["plot", "attention", folder, "--prompt", PROMPT])
+    assert isinstance(run.exception, SmallmError)
+    assert "has no attention to draw: it is no transformer" in str(run.exception)

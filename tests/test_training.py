@@ -39,6 +39,11 @@ TRANSFORMER = SMALL.replace(
     architecture="transformer", embedding=16, depth=2, kv_heads=2, bigrams=40, activation="swiglu"
 )
 MUON = TRANSFORMER.replace(optimizer="muon", learning_rate=0.02)
+OUTPUTS = [
+    {},
+    {"normalized_output": True},
+    {"normalized_output": True, "learned_temperature": False},
+]
 
 
 def run(settings, tokens, **options):
@@ -51,12 +56,12 @@ def figures(progress):
     return [(each.tokens, each.loss, each.bits_per_byte) for each in progress]
 
 
-@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("replication", ["sequential", "stacked"])
 def test_a_resumed_run_gives_the_numbers_of_the_uninterrupted_one(
-    bpe_tokens, tmp_path, replication, normalized
+    bpe_tokens, tmp_path, replication, output
 ):
-    settings = SMALL.replace(replication=replication, dropout=0.2, normalized_output=normalized)
+    settings = SMALL.replace(replication=replication, dropout=0.2, **output)
     _, whole = run(settings, bpe_tokens)
     selection, _ = bpe_tokens.tape.heldout([0.75, 0.8, 0.9])
     interrupted = Training(settings, bpe_tokens, selection=selection)
@@ -102,11 +107,13 @@ def test_a_transformer_learns_and_its_reported_score_is_its_own(bpe_tokens, sett
     "settings",
     [
         SMALL,
-        SMALL.replace(normalized_output=True),
+        SMALL.replace(**OUTPUTS[1]),
+        SMALL.replace(**OUTPUTS[2]),
         TRANSFORMER,
-        MUON.replace(normalized_output=True),
+        MUON.replace(**OUTPUTS[1]),
+        MUON.replace(**OUTPUTS[2]),
     ],
-    ids=["mlp", "normalized", "transformer", "muon"],
+    ids=["mlp", "learned", "fixed", "transformer", "muon-learned", "muon-fixed"],
 )
 def test_stacked_and_sequential_replicates_agree(bpe_tokens, settings):
     _, one = run(settings, bpe_tokens)

@@ -1,12 +1,9 @@
 """One search over perceptrons and transformers, and the transformer that it crowns is served."""
 
 import pytest
+from serving.live import Client, live_server
 from test_search import finish, only_search, start
 from test_search import place as place
-
-from smallm.serving.loading import load_engine
-from smallm.serving.protocol import CompletionRequest
-from smallm.serving.settings import Resources
 
 # Perceptrons learn at a rate that leaves them as they are: the champion is a transformer.
 SPACE = """
@@ -26,10 +23,10 @@ search:
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 
 
-def test_a_search_over_both_generations_crowns_a_transformer_that_is_served(place, monkeypatch):
+def test_a_search_over_both_generations_crowns_a_transformer_that_is_served(place):
     (place / "both.yaml").write_text(SPACE)
     output = finish(start(place, "--space", "both.yaml", "--name", "both"))
-    _, result = only_search(place)
+    folder, result = only_search(place)
     tried = [trial["settings"] for trial in result["trials"]]
     assert {each["architecture"] for each in tried} == {"mlp", "transformer"}
     assert {each["activation"] for each in tried} == {"relu", "swiglu"}
@@ -37,15 +34,21 @@ def test_a_search_over_both_generations_crowns_a_transformer_that_is_served(plac
     assert result["finalists"][0]["settings"]["architecture"] == "transformer"
     assert "architecture transformer" in output
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    engine, version = load_engine("champion", Resources(), home=place / "home")
-    assert version == "1"
-    (words,) = engine.next_words([("the model", 3)])
-    assert len(words["words"]) == 3
-    answer = engine.begin(CompletionRequest(model="champion", prompt=["the"], max_tokens=5))
-    while engine.busy:
-        engine.step()
-    assert sum(delta.tokens for delta in answer.taken()) == 5
-    assert len(engine.inside.attention("the model", None)["heads"]) == 4
-    groups = engine.inside.learning_curves()["groups"]
-    assert {group["architecture"] for group in groups} == {"mlp", "transformer"}
+    report = (folder / "report.html").read_text()
+    for layer in range(1, 5):
+        assert f"layer {layer} of 4" in report
+        assert (folder / "plots" / f"attention_layer_{layer}.svg").exists()
+
+    home = {"SMALLM_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1"}
+    with live_server({"models": "champion"}, home) as address:
+        client = Client(address)
+        asked = {"model": "champion", "prompt": "the model"}
+        status, _, answer = client.ask("/v1/completions", asked | {"max_tokens": 5})
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 5)
+        status, _, answer = client.ask("/v1/next-words", {"prompt": "the model", "k": 3})
+        assert (status, len(answer["models"]["champion"]["words"])) == (200, 3)
+        status, _, answer = client.ask("/v1/attention", asked)
+        assert (status, len(answer["heads"])) == (200, 4)
+        status, _, answer = client.ask("/v1/learning-curves", {"model": "champion"})
+        groups = answer["groups"]
+        assert {group["architecture"] for group in groups} == {"mlp", "transformer"}

@@ -220,7 +220,7 @@ class OptunaSearcher(Searcher):
         if trial_id not in self.asked:
             return
         if error or result is None:
-            # It has failed three times: were it told as failed, it could be suggested again.
+            # It was tried again and again: were it told as failed, it could be suggested again.
             self.study.tell(self.asked.pop(trial_id), PENALTY)
             self.told.pop(trial_id, None)
             return
@@ -301,10 +301,11 @@ class Listener(tune.Callback):
 
 
 def why_failed(told: str) -> str:
-    """The reason of a trial's failure in one line, from what Ray tells of it."""
-    if ray.exceptions.OutOfMemoryError.__name__ in told:
+    """The reason of a trial's last failure in one line, from what Ray tells of all of them."""
+    last = told.rpartition("Failure # ")[2]
+    if ray.exceptions.OutOfMemoryError.__name__ in last:
         return "out of memory: its machine had too little left, and Ray ended it to save the others"
-    return (told.strip().splitlines() or ["the worker died"])[-1]
+    return (last.strip().splitlines() or ["the worker died"])[-1]
 
 
 class TrialActors(RayActorManager):
