@@ -47,13 +47,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--home", type=Path, help="keeps corpus and models")
     options = parser.parse_args()
+    chosen = read_yaml(options.config) if options.config else {}
+    if options.config and chosen.get("architecture") != "transformer":
+        parser.error(f"--config {options.config}: is of no transformer")
     with tempfile.TemporaryDirectory() as folder:
         home = options.home or Path(folder)
         command = flags({**SHARED, **TRANSFORMER})
         size = TRANSFORMER["batch-size"]
         if options.config:
             command = ["--config", str(options.config), *flags({**SHARED, **EVALUATED})]
-            size = read_yaml(options.config).get("batch_size", BATCH_SIZE)
+            size = chosen.get("batch_size", BATCH_SIZE)
         trained(home, command, "transformer", options.minutes, options.threads, size)
         command = flags({**SHARED, **PERCEPTRON})
         trained(home, command, "perceptron", 1.0, options.threads, BATCH_SIZE)

@@ -12,8 +12,8 @@ seeds: [1, 2]
 confirmed: 1
 confirmation_seeds: [11, 12]
 settings:
-  {training_tokens: 4608, batch_size: 128, vocabulary: 400, hidden: 16, embedding: 16, window: 4,
-   learning_rate: 0.0000001, evaluate_at: [0.3333, 1.0], evaluation_bytes: 3000}
+  {training_tokens: 4608, batch_size: 128, vocabulary: 400, hidden: 16, embedding: 16, depth: 2,
+   window: 4, learning_rate: 0.0000001, evaluate_at: [0.3333, 1.0], evaluation_bytes: 3000}
 search:
   architecture: {choices: [mlp, transformer]}
   activation: {choices: [relu, swiglu]}
@@ -35,8 +35,8 @@ def test_a_search_over_both_generations_crowns_a_transformer_that_is_served(plac
     assert "architecture transformer" in output
 
     report = (folder / "report.html").read_text()
-    for layer in range(1, 5):
-        assert f"layer {layer} of 4" in report
+    for layer in (1, 2):
+        assert f"layer {layer} of 2" in report
         assert (folder / "plots" / f"attention_layer_{layer}.svg").exists()
 
     home = {"SMALLM_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1"}
