@@ -401,20 +401,30 @@ def asked_for(
 ) -> tuple[Space, CorpusSettings]:
     """The space that is searched and the corpus, after what a person fixed.
 
-    `given` settings are fixed for all trials, whatever the space says of them.
+    `given` settings are fixed for all trials, whatever the space says of them. The settings of the
+    corpus are in the space as well, so that each trial, and the champion, has them.
     """
-    corpus = Settings.from_flat(
-        {name: value for name, value in given.items() if name in CorpusSettings.model_fields}
-    ).corpus
-    fixed = {k: v for k, v in given.items() if k not in CorpusSettings.model_fields}
+    of_corpus, fixed = _apart({**space.settings, **given})[0], _apart(given)[1]
+    corpus = Settings.from_flat(of_corpus).corpus
     changed = space.model_dump(mode="json")
     settled = set(fixed) | (SHAPE if shape_of(fixed) else set())
     changed["search"] = {k: v for k, v in changed["search"].items() if k not in settled}
     if "seeds" in fixed:
         changed["seeds"] = fixed.pop("seeds")
-    changed["settings"] = overlaid(changed["settings"], fixed)
+    changed["settings"] = {
+        **overlaid(_apart(changed["settings"])[1], fixed),
+        **corpus.model_dump(mode="json", exclude_defaults=True),
+    }
     changed |= {"trials": trials or space.trials, "confirmed": confirmed or space.confirmed}
     return validated(Space, changed), corpus
+
+
+def _apart(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Flat settings of the corpus, and all others."""
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for name, value in flat.items():
+        parts[name not in CorpusSettings.model_fields][name] = value
+    return parts
 
 
 def new_search(

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from smallm.errors import SmallmError, unknown_name
 from smallm.settings import (
+    CorpusSettings,
     Group,
     Settings,
     TokenizerSettings,
@@ -84,6 +85,10 @@ class Space(Group):
                 raise ValueError(unknown_name("setting", name, groups_of_fields()))
         if "seeds" in self.search or "seeds" in self.settings:
             raise ValueError("seeds are replicates, never searched: set `seeds` of the space")
+        if of_corpus := sorted(set(self.search) & set(CorpusSettings.model_fields)):
+            raise ValueError(
+                f"search.{of_corpus[0]}: all trials read one text; fix it in `settings`"
+            )
         if set(self.seeds) & set(self.confirmation_seeds):
             raise ValueError("confirmation_seeds must be seeds that the search does not use")
         self._check_conditions()

@@ -76,6 +76,18 @@ def only_search(place):
     return folder, json.loads((folder / "result.json").read_text())
 
 
+def smallm_of(place, *arguments, **environment):
+    """A command of the command line in the home of a search."""
+    return subprocess.run(
+        [sys.executable, "-m", "smallm.cli", *arguments],
+        cwd=place,
+        env={**os.environ, "SMALLM_HOME": str(place / "home"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def runs_of(uri):
     import mlflow
 
@@ -146,6 +158,10 @@ def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place
             assert len(dead) == len(trial["curve"])
         wanted = "FINISHED" if trial["status"] == "completed" else "KILLED"
         assert run.info.status == wanted
+        assert run.data.params["source"] == "folder"
+    evaluated = smallm_of(place, "evaluate", "--models", "champion", "--bytes", "3000", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["corpus"]["digest"] == result["corpus"]["digest"]
     champion = client.get_model_version_by_alias("smallm", "champion")
     assert champion.run_id == by_key[f"confirmation/{result['finalists'][0]['name']}"].info.run_id
 
@@ -225,13 +241,7 @@ def test_a_tracking_server_that_is_down_for_a_minute_loses_nothing(place, free_p
     with serving(server, uri, place):
         output = finish(process)
         folder, result = only_search(place)
-        synced = subprocess.run(
-            [sys.executable, "-m", "smallm.cli", "sync", folder.name],
-            env={**os.environ, "SMALLM_HOME": str(place / "home"), "MLFLOW_TRACKING_URI": uri},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        synced = smallm_of(place, "sync", folder.name, MLFLOW_TRACKING_URI=uri)
         assert synced.returncode == 0, synced.stderr
         client, runs = runs_of(uri)
         assert keys_of(runs) == expected_keys(result)

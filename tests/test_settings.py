@@ -116,6 +116,23 @@ def shapes(space, **point):
     return model.embedding, model.hidden, model.depth, model.window
 
 
+def test_the_corpus_of_a_search_is_that_of_all_its_configs():
+    quick = load_space("quick")
+    searched, corpus = asked_for(quick, {"source": "folder", "path": "notes", "hidden": 9})
+    assert (corpus.source, corpus.path) == ("folder", "notes")
+    config = searched.config(searched.default_point())
+    assert config.corpus == corpus
+    assert config.model.hidden == 9
+    own = quick.model_copy(
+        update={"settings": {**quick.settings, "source": "folder", "path": "a", "order": "hash"}}
+    )
+    searched, corpus = asked_for(own, {"path": "b"})
+    assert (corpus.source, corpus.path) == ("folder", "b")
+    assert searched.config(searched.default_point()).corpus == corpus
+    _, corpus = asked_for(own, {"source": "docs", "path": None})
+    assert corpus.source == "docs"
+
+
 def test_what_a_person_fixes_of_a_shape_is_not_searched_and_wins():
     fixed, _ = asked_for(load_space("quick"), {**V2, "preset": "tiny", "batch_size": 512})
     assert not SHAPE & set(fixed.search)

@@ -34,6 +34,11 @@ def asked(searched, trials):
         yield point
 
 
+def test_the_text_of_a_search_is_fixed_not_searched():
+    with pytest.raises(SmallmError, match=r"search\.order: all trials read one text; fix it in"):
+        space(search={"order": {"choices": ["hash", "stratified"]}})
+
+
 def test_a_conditional_setting_is_searched_only_where_its_condition_holds():
     points = list(asked(space(), 24))
     assert points[0] == {"architecture": "mlp", "hidden": 64, "learning_rate": 0.004}

@@ -11,10 +11,11 @@ from smallm.errors import SmallmError
 from smallm.models import architecture
 from smallm.models.activations import ACTIVATIONS, GATED
 from smallm.models.huggingface import wrap
-from smallm.models.transformer import LARGEST_LOGIT, normalized, sight_of
+from smallm.models.transformer import LARGEST_LOGIT, half_attention, normalized, sight_of
 from smallm.muon import Muon
 from smallm.replicates import Group
 from smallm.settings import PRESETS, ModelSettings, Settings
+from smallm.tokens import END_ID
 
 VOCABULARY = 40
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -203,6 +204,48 @@ def test_a_mistake_is_one_line(values, expected):
     with pytest.raises(SmallmError, match=expected) as caught:
         Settings.from_flat({"architecture": "transformer", **values})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_attention_that_trains_in_half_precision_is_that_of_fp32_to_rounding(kv_heads):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(3, 4, 10, 8), (3, kv_heads, 10, 8), (3, kv_heads, 10, 8)]
+    given = [torch.randn(size, generator=generator).bfloat16().float() for size in sizes]
+    text = random_ids(3, 10)
+    text[:, 4] = END_ID
+    visible = sight_of(text, window=5).visible[:, None]
+    found, gradients = [], []
+    for half in (True, False):
+        query, key, value = (each.clone().requires_grad_() for each in given)
+        if half:
+            mixed = half_attention(query, key, value.bfloat16(), visible)
+            assert mixed.dtype == torch.bfloat16
+        else:
+            mixed = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=visible, enable_gqa=True
+            )
+        mixed.float().square().sum().backward()
+        found.append(mixed.detach().float())
+        gradients.append([each.grad for each in (query, key, value)])
+    torch.testing.assert_close(*found, rtol=0, atol=0.05)
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() < 0.03 * other.norm()
+
+
+def test_only_training_in_half_precision_attends_so(monkeypatch):
+    used = []
+    monkeypatch.setattr(
+        "smallm.models.transformer.half_attention",
+        lambda *given: used.append(1) or half_attention(*given),
+    )
+    core = random_core(shape())
+    ids = random_ids()
+    core.train()(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        core.eval()(ids)
+        assert not used
+        core.train()(ids)
+    assert len(used) == len(core.layers)
 
 
 @pytest.mark.parametrize("dimension", ["attention", "perceptron"])

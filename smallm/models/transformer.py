@@ -171,27 +171,53 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: Tensor, visible: Tensor, cache: KeyValueCache | None
     ) -> Tensor:
-        """(b, t, width) to the same shape; attention itself is computed in fp32."""
+        """(b, t, width) to the same shape; all but `half_attention` is computed in fp32."""
         query = self.turned(self.query(x), self.heads, rotation)
         key = self.turned(self.key(x), self.key_heads, rotation)
-        value = heads_of(self.value(x), self.key_heads).float()
+        value = heads_of(self.value(x), self.key_heads)
         query = query * self.sharpness[:, None, None]
-        if cache is not None:
-            key, value = cache.update(key, value, self.number)  # type: ignore[misc]
+        trained_in_half = self.training and cache is None and value.dtype == torch.bfloat16
         with torch.autocast(x.device.type, enabled=False):
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=visible,
-                enable_gqa=self.key_heads < self.heads,
-            )
+            if trained_in_half and x.device.type == "cpu":
+                mixed = half_attention(query, key, value, visible)
+            else:
+                mixed = self._attention(query, key, value.float(), visible, cache)
         merged: Tensor = self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
         return merged
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        if cache is not None:
+            key, value = cache.update(key, value, self.number)  # type: ignore[misc]
+        shared = self.key_heads < self.heads
+        mixed: Tensor = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, enable_gqa=shared
+        )
+        return mixed
 
     def turned(self, x: Tensor, heads: int, rotation: Tensor) -> Tensor:
         """Queries or keys (b, t, heads * d), normalized and rotated, as (b, heads, t, d)."""
         return rotated(normalized(heads_of(x, heads).float()), rotation)
+
+
+def half_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """Attention (b, h, t, d) in the precision of the values (b, g, s, d), written out.
+
+    It trains short sequences on a CPU in about half the time of torch's own attention in fp32,
+    whose way back is slower still in bf16; weights are rounded to 8 bits.
+    """
+    kind, heads = value.dtype, (-1, query.shape[1] // key.shape[1])
+    queries = (query * query.shape[-1] ** -0.5).to(kind).unflatten(1, heads)  # (b, g, h / g, t, d)
+    unseen = torch.zeros_like(visible, dtype=kind).masked_fill(~visible, -torch.inf)
+    products = queries @ key.to(kind)[:, :, None].mT + unseen[:, None]
+    mixed: Tensor = products.softmax(-1) @ value[:, :, None]
+    return mixed.flatten(1, 2)
 
 
 class Perceptron(nn.Module):
