@@ -404,7 +404,8 @@ def asked_for(
     `given` settings are fixed for all trials, whatever the space says of them. The settings of the
     corpus are in the space as well, so that each trial, and the champion, has them.
     """
-    of_corpus, fixed = _apart({**space.settings, **given})[0], _apart(given)[1]
+    of_corpus, _ = _apart({**space.settings, **given})
+    _, fixed = _apart(given)
     corpus = Settings.from_flat(of_corpus).corpus
     changed = space.model_dump(mode="json")
     settled = set(fixed) | (SHAPE if shape_of(fixed) else set())

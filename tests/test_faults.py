@@ -89,43 +89,46 @@ def test_what_has_ended_stays_when_workers_are_killed_after_it(place):
     assert "trial 0 " not in output.partition("confirmation")[0]
 
 
+def check_only_greedy_trials_failed(result, reason):
+    """Those with more than 16 hidden units, each for the reason; the others ended well."""
+    greedy = [trial for trial in result["trials"] if trial["settings"]["hidden"] > 16]
+    assert greedy
+    for trial in greedy:
+        assert trial["status"] == "failed"
+        assert reason in trial["reason"]
+        assert trial["bits_per_byte"] is None
+    others = [trial for trial in result["trials"] if trial not in greedy]
+    assert {trial["status"] for trial in others} <= {"completed", "stopped"}
+    assert result["finalists"][0]["settings"]["hidden"] == 16
+
+
+def write_greedy_space(place, hidden):
+    """Of which some trials have that many hidden units, the others 16."""
+    space = (SPACE % 4608).replace("hidden: 16, ", "")
+    (place / "greedy.yaml").write_text(f"{space}  hidden: {{choices: [16, {hidden}]}}\n")
+
+
 def test_a_trial_that_ray_ends_to_save_the_machine_fails_with_its_reason(place):
     memory = psutil.virtual_memory()
     if memory.available < ROOM + GREEDY_BYTES:
         pytest.skip(f"needs {(ROOM + GREEDY_BYTES) / 1e9:.0f} GB of free memory")
-    greedy = (SPACE % 4608).replace("hidden: 16, ", "")
-    greedy += f"  hidden: {{choices: [16, {GREEDY_HIDDEN}]}}\n"
-    (place / "greedy.yaml").write_text(greedy)
+    write_greedy_space(place, GREEDY_HIDDEN)
     used = memory.total - memory.available
     threshold = str((used + ROOM) / memory.total)
     process = start(place, "--space", "greedy.yaml", RAY_memory_usage_threshold=threshold)
     output = finish(process, timeout=480)
     result = check_nothing_is_lost_or_doubled(place)
-    failed = [trial for trial in result["trials"] if trial["settings"]["hidden"] > 16]
-    assert failed
-    for trial in failed:
-        assert trial["status"] == "failed"
-        assert "Ray ended it to save the others" in trial["reason"]
-    small = [trial for trial in result["trials"] if trial not in failed]
-    assert {trial["status"] for trial in small} <= {"completed", "stopped"}
+    check_only_greedy_trials_failed(result, "Ray ended it to save the others")
     assert "Traceback" not in output
-    assert result["finalists"][0]["settings"]["hidden"] == 16
 
 
 def test_a_trial_without_memory_fails_with_its_reason_and_the_search_goes_on(place):
-    greedy = (SPACE % 4608).replace("hidden: 16, ", "") + "  hidden: {choices: [16, 1000000000]}\n"
-    (place / "greedy.yaml").write_text(greedy)
+    write_greedy_space(place, 1_000_000_000)
     output = finish(start(place, "--space", "greedy.yaml"))
     result = check_nothing_is_lost_or_doubled(place)
-    failed = [trial for trial in result["trials"] if trial["settings"]["hidden"] > 16]
-    assert failed
-    for trial in failed:
-        assert trial["status"] == "failed"
-        assert "out of memory: it needs" in trial["reason"]
-        assert trial["bits_per_byte"] is None
+    check_only_greedy_trials_failed(result, "out of memory: it needs")
     assert "out of memory" in output
     assert "Traceback" not in output
-    assert result["finalists"][0]["settings"]["hidden"] == 16
 
 
 def test_a_disk_that_is_full_for_a_while_loses_nothing(place, tmp_path):

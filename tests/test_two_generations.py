@@ -5,6 +5,9 @@ from serving.live import Client, live_server
 from test_search import finish, only_search, start
 from test_search import place as place
 
+from smallm.serving.loading import load_engine
+from smallm.serving.settings import Resources
+
 # Perceptrons learn at a rate that leaves them as they are: the champion is a transformer.
 SPACE = """
 trials: 6
@@ -39,6 +42,8 @@ def test_a_search_over_both_generations_crowns_a_transformer_that_is_served(plac
         assert f"layer {layer} of 2" in report
         assert (folder / "plots" / f"attention_layer_{layer}.svg").exists()
 
+    _, version = load_engine("champion", Resources(), home=place / "home")
+    assert version == "1"
     home = {"SMALLM_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1"}
     with live_server({"models": "champion"}, home) as address:
         client = Client(address)
