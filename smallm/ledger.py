@@ -5,6 +5,7 @@ What trains where is the business of the program that owns the ledger (`tune/sea
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -329,8 +330,9 @@ class Ledger:
         interrupted: bool,
     ) -> None:
         """Writes the result and prints it."""
-        work = sum(trial["seconds"] for trial in record["trials"])
-        work += sum(one.seconds for each in confirmed for one in each.replicates)
+        trained = math.fsum(trial["seconds"] for trial in record["trials"])
+        work = trained - self.display.spent_before  # exactly 0 if nothing was done
+        work += math.fsum(one.seconds for each in confirmed for one in each.replicates)
         record["overhead"] = results.overhead(
             wall=wall, trials=work, concurrent=self.display.concurrent
         )

@@ -28,7 +28,7 @@ class SearchDisplay:
         self.start = time.perf_counter()
         self.best: tuple[float, str] | None = None
         self.seconds: list[float] = []
-        self.evaluations: dict[int, int] = {}
+        self.spent_before = 0.0  # seconds of work in trials, when a resumed search goes on
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,23 +51,29 @@ class SearchDisplay:
 
     def scored(self, number: int, report: Mapping[str, Any]) -> None:
         """A trial reached a rung."""
-        rung = self.evaluations[number] = self.evaluations.get(number, 0) + 1
-        if self.best is None or report[METRIC] < self.best[0]:
-            self.best = (report[METRIC], f"trial {number}")
+        self._compare(number, report)
         self.say(
-            f"trial {number} rung {rung}/{self.rungs}: {report[METRIC]:.3f} ± "
+            f"trial {number} rung {report['rung']}/{self.rungs}: {report[METRIC]:.3f} ± "
             f"{report['spread']:.3f} bits per byte after {report['tokens']:,} tokens; "
             f"{self._best()}"
         )
         self.bar.update(self.task, note=self._best())
 
+    def resumed(self, ended: Mapping[int, Mapping[str, Any]]) -> None:
+        """A search goes on in which these trials, by number, have ended with their last reports."""
+        for number, report in ended.items():
+            self._count(report)
+            if METRIC in report:
+                self._compare(number, report)
+        if ended:
+            self.say(f"{len(ended)}/{self.trials} trials ended before; {self._best()}".rstrip("; "))
+
     def ended(self, number: int, report: Mapping[str, Any], reason: str) -> None:
         """A trial has ended."""
-        self.seconds.append(float(report.get("seconds", 0)))
+        self._count(report)
         left = time_left(self.seconds, trials=self.trials, concurrent=self.concurrent)
         note = "" if left is None else f", about {left:.0f} s left before confirmation"
         self.say(f"trial {number} ended: {reason}; {len(self.seconds)}/{self.trials} trials{note}")
-        self.bar.advance(self.task)
 
     def confirmed(self, name: str, replicate: Replicate, done: int, total: int) -> None:
         """A finalist has been trained with a fresh seed."""
@@ -75,6 +81,14 @@ class SearchDisplay:
             f"confirmation {done}/{total}: {name} with seed {replicate.seed}: "
             f"{replicate.selection.bits_per_byte:.3f} bits per byte on the selection slice"
         )
+
+    def _count(self, report: Mapping[str, Any]) -> None:
+        self.seconds.append(float(report.get("seconds", 0)))
+        self.bar.advance(self.task)
+
+    def _compare(self, number: int, report: Mapping[str, Any]) -> None:
+        if self.best is None or report[METRIC] < self.best[0]:
+            self.best = (report[METRIC], f"trial {number}")
 
     def _best(self) -> str:
         return "" if self.best is None else f"best {self.best[0]:.3f} ({self.best[1]})"

@@ -29,6 +29,7 @@ def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]
         METRIC: progress.mean,
         "spread": progress.spread,
         MILESTONE: reduction**rung,
+        "rung": rung + 1,
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens_per_second,
@@ -197,7 +198,7 @@ def overhead(*, wall: float, trials: float, concurrent: int) -> dict[str, float 
         "wall": wall,
         "trials": trials,
         "concurrent": concurrent,
-        "ratio": wall / (trials / concurrent) if trials else None,
+        "ratio": wall / (trials / concurrent) if trials > 0 else None,
     }
 
 

@@ -182,8 +182,11 @@ def test_a_killed_driver_resumes_with_the_same_trials_and_no_second_run(place):
     process.wait()
     (folder,) = (place / "home" / "searches").iterdir()
     assert not (folder / "result.json").exists()
-    finish(start(place, "--resume"))
+    output = finish(start(place, "--resume"))
+    assert "rung 3/3" in output  # of those that go on, too
+    assert "5/5 trials" in output
     _, result = only_search(place)
+    assert result["overhead"]["ratio"] > 1  # without the work that was done before
     assert len(result["trials"]) == 5
     assert result["champion"]
     _, runs = runs_of(local_uri(place))

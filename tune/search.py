@@ -13,6 +13,7 @@ What is distributed and how; every decision is a function of `smallm`.
 from __future__ import annotations
 
 import json
+import math
 import logging
 import os
 import socket
@@ -250,9 +251,20 @@ class Listener(tune.Callback):
         self, tracker: Tracker | None, display: SearchDisplay | None, space: Space
     ) -> None:
         self.tracker, self.display, self.space = tracker, display, space
+        self.begun = False
 
     def __reduce__(self) -> Any:
         return Listener, (None, None, self.space)  # Ray pickles its Tuner; a restored one gets ours
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Tune's loop turns: at first, a resumed search has trials that have ended."""
+        if not self.begun:
+            self.begun = True
+            known = [(trial, unpacked(trial.last_result or {})) for trial in trials]
+            self.display.spent_before = math.fsum(last.get("seconds", 0) for _, last in known)
+            self.display.resumed(
+                {each.config["number"]: last for each, last in known if each.is_finished()}
+            )
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial begins or goes on."""
