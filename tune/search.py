@@ -13,8 +13,8 @@ What is distributed and how; every decision is a function of `smallm`.
 from __future__ import annotations
 
 import json
-import math
 import logging
+import math
 import os
 import socket
 import sys
