@@ -5,6 +5,8 @@ python clusters/check.py cluster.yaml
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,13 +14,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from smallm.cluster import listed_machines
+from smallm.cluster import listed_machines, part
 from smallm.errors import SmallmError
 from smallm.settings import read_yaml
 
 PATIENCE = 10  # seconds that a machine has to answer
-NEEDED = ("bash", "rsync", "setsid", "flock", "python3.11")
-ASKED = f"for each in {' '.join(NEEDED)}; do command -v $each > /dev/null || echo $each; done"
+ABSENT = "absent: "
+# In the shell in which Ray runs its commands there, so that SMALLM_PYTHON is what install.sh sees.
+# Debian's Python has no ensurepip without a package of its own.
+ASKED = f"""
+source ~/.bashrc
+for each in rsync setsid flock; do
+  command -v $each > /dev/null || echo "{ABSENT}$each"
+done
+python=${{SMALLM_PYTHON:-python3.11}}
+"$python" -c 'import ensurepip, venv' || echo "{ABSENT}$python with venv (Debian: python3.11-venv)"
+"""
+SHELL = f"bash --login -c -i {shlex.quote(ASKED)}"
 
 
 def problem(address: str, auth: dict[str, Any]) -> str | None:
@@ -31,34 +43,38 @@ def problem(address: str, auth: dict[str, Any]) -> str | None:
         "StrictHostKeyChecking": "no",
         "UserKnownHostsFile": "/dev/null",
     }
-    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    flags = [each for name, value in options.items() for each in ("-o", f"{name}={value}")]
     key = str(Path(auth["ssh_private_key"]).expanduser())
     done = subprocess.run(
-        ["ssh", "-i", key, *flags, f"{auth['ssh_user']}@{address}", ASKED],
+        ["ssh", "-i", key, *flags, f"{auth['ssh_user']}@{address}", SHELL],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         return " ".join(done.stderr.split()) or f"ssh ended with {done.returncode}"
-    absent = done.stdout.split()
+    lines = done.stdout.splitlines()
+    absent = [line.removeprefix(ABSENT) for line in lines if line.startswith(ABSENT)]
     return f"has no {', '.join(absent)}" if absent else None
 
 
 def problems(path: Path) -> Iterator[str]:
     """All that is wrong, a line each."""
-    content = read_yaml(path)
-    auth = content.get("auth", {})
+    if absent := [name for name in ("ssh", "rsync") if not shutil.which(name)]:
+        raise SmallmError(f"this machine has no {', '.join(absent)}, which `ray up` needs here")
+    auth = part(read_yaml(path), "auth", dict, f"{path}: ")
     for name in ("ssh_user", "ssh_private_key"):
-        if name not in auth:
+        if not part(auth, name, str, f"{path}: auth."):
             raise SmallmError(f"{path}: auth.{name} is missing")
     key = Path(auth["ssh_private_key"]).expanduser()
     if not key.is_file():
         raise SmallmError(f"{path}: auth.ssh_private_key: {key} does not exist")
+    addresses = listed_machines(path)
+    if not addresses:
+        raise SmallmError(f"{path}: provider.head_ip is missing")
     token = Path("~/.ray/auth_token").expanduser()
     if not token.is_file():
         yield f"{token}: the token of the cluster is missing: `ray get-auth-token --generate`"
-    addresses = listed_machines(path)
     with ThreadPoolExecutor(max_workers=32) as threads:
         for address, why in zip(
             addresses, threads.map(lambda each: problem(each, auth), addresses), strict=True

@@ -3,6 +3,14 @@
 # installed already it does nothing: the code itself is used where `ray up` puts it, without a copy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-}" != steps ]; then
+  said=$(mktemp)
+  trap 'rm -f "$said"' EXIT
+  { bash clusters/install.sh steps 2>&1 >&3 | tee "$said" >&2; } 3>&1 && exit
+  # Of all that was said, a search finds by the address what kept a machine away.
+  echo "$(hostname -I)($(hostname)): SmaLLM is not installed: $(grep . "$said" | tail -n 1)" >&2
+  exit 1
+fi
 environment=$HOME/.smallm/environment
 python=${SMALLM_PYTHON:-python3.11}
 
@@ -16,8 +24,8 @@ if [ "$(cat "$environment/installed" 2>/dev/null)" = "$wanted" ]; then
   echo "SmaLLM is installed on $(hostname)"
   exit
 fi
-command -v "$python" >/dev/null || {
-  echo "$(hostname): has no $python; install it (Debian: $python-venv), or set SMALLM_PYTHON" >&2
+"$python" -c 'import ensurepip, venv' || {
+  echo "there is no $python with venv; install it (Debian: python3.11-venv), or set SMALLM_PYTHON" >&2
   exit 1
 }
 rm -f "$environment/installed"

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from smallm.errors import SmallmError
 from smallm.settings import read_yaml
@@ -16,6 +16,12 @@ LISTED = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster file on the head."""
 LOGS = Path("/tmp/ray/session_latest/logs")
 """Where the head's autoscaler, which starts the others, says what it does."""
+NOT_INSTALLED = "SmaLLM is not installed"
+"""In the last line of clusters/install.sh where it fails: all of its words are in monitor.out."""
+FAILURES = (("monitor.err", ""), ("monitor.out", NOT_INSTALLED))
+KINDS = {dict: "`name: value` lines", list: "a list", str: "text", int: "a whole number"}
+"""What a part of a cluster file may be."""
+Kind = TypeVar("Kind", dict[str, Any], list[Any], str, int)
 CHATTER = ("Shared connection to", "Permanently added")
 
 
@@ -37,6 +43,8 @@ class Missing(NamedTuple):
     address: str
     why: str
     """What the head's logs last said of it."""
+    failed: bool
+    """Whether that is an error: it cannot be reached, or its installation failed."""
 
 
 class Seen(NamedTuple):
@@ -76,22 +84,44 @@ def _cluster_file(path: Path) -> dict[str, Any]:
     return read_yaml(path) if path.is_file() else {}
 
 
+def part(content: dict[str, Any], name: str, kind: type[Kind], where: str) -> Kind:
+    """What a cluster file says under a name, empty where it says nothing.
+
+    Raises SmallmError where it is of another kind; `where` is the line's beginning.
+    """
+    value = content.get(name, kind())
+    if not isinstance(value, kind):
+        found = "nothing" if value is None else repr(value)
+        raise SmallmError(f"{where}{name}: must be {KINDS[kind]}, found {found}")
+    return value
+
+
 def listed_machines(path: Path = LISTED) -> list[str]:
     """Addresses of the machines that the cluster file of this head lists; none without one."""
-    provider = _cluster_file(path).get("provider", {})
-    return [*filter(None, [provider.get("head_ip")]), *provider.get("worker_ips", [])]
+    provider = part(_cluster_file(path), "provider", dict, f"{path}: ")
+    where = f"{path}: provider."
+    head = part(provider, "head_ip", str, where)
+    workers = part(provider, "worker_ips", list, where)
+    for each in workers:
+        if not isinstance(each, str):
+            raise SmallmError(f"{where}worker_ips: must hold addresses, found {each!r}")
+    return [*filter(None, [head]), *workers]
 
 
 def least_machines(path: Path = LISTED) -> int:
     """How many machines the cluster file of this head starts with; 1 without one."""
-    kinds = _cluster_file(path).get("available_node_types") or {}
-    fewest = 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds.values())
+    kinds = part(_cluster_file(path), "available_node_types", dict, f"{path}: ")
+    where = f"{path}: available_node_types."
+    fewest = 1
+    for name in kinds:
+        fewest += part(part(kinds, name, dict, where), "min_workers", int, f"{where}{name}.")
     return max(fewest, len(listed_machines(path)))
 
 
 def most_machines(path: Path = LISTED) -> int:
     """How many machines the cluster of this head may come to have; 1 without a cluster file."""
-    return max(1 + int(_cluster_file(path).get("max_workers", 0)), least_machines(path))
+    workers = part(_cluster_file(path), "max_workers", int, f"{path}: ")
+    return max(1 + workers, least_machines(path))
 
 
 def missing_machines(
@@ -100,7 +130,7 @@ def missing_machines(
     """The listed machines that are not among those that joined, each with the reason."""
     here = set(joined)
     return [
-        Missing(each, _last_words(each, logs))
+        Missing(each, *_last_words(each, logs))
         for each in listed
         if each not in here and _resolved(each) not in here
     ]
@@ -112,16 +142,16 @@ def _resolved(name: str) -> str:
     return name
 
 
-def _last_words(address: str, logs: Path) -> str:
-    """The last line on a machine: of what went wrong, else of what was going on."""
-    for name in ("monitor.err", "monitor.log", "monitor.out"):
+def _last_words(address: str, logs: Path) -> tuple[str, bool]:
+    """The last line on a machine: of what went wrong, else of what was going on; and which."""
+    for name, mark in (*FAILURES, ("monitor.log", ""), ("monitor.out", "")):
         with suppress(OSError):
             lines = (logs / name).read_text(encoding="utf-8", errors="replace").splitlines()
             told = [
                 line.strip()
                 for line in lines
-                if address in line and not any(each in line for each in CHATTER)
+                if address in line and mark in line and not any(each in line for each in CHATTER)
             ]
             if told:
-                return told[-1]
-    return f"{logs} says nothing of it"
+                return told[-1], (name, mark) in FAILURES
+    return f"{logs} says nothing of it", False

@@ -1,6 +1,8 @@
 """What a search says of a cluster, and a corpus that travels, without any cluster."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,112 @@ def test_listed_machines_are_the_head_and_the_workers_of_the_cluster_file(tmp_pa
     assert listed == [provider["head_ip"], *provider["worker_ips"]]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("provider:", "provider: must be `name: value` lines, found nothing"),
+        ("provider: [a]", "provider: must be `name: value` lines, found ['a']"),
+        ("provider: {head_ip: 7}", "provider.head_ip: must be text, found 7"),
+        ("provider: {worker_ips: }", "provider.worker_ips: must be a list, found nothing"),
+        ("provider: {worker_ips: a}", "provider.worker_ips: must be a list, found 'a'"),
+        ("provider: {worker_ips: [7]}", "provider.worker_ips: must hold addresses, found 7"),
+        ("max_workers: many", "max_workers: must be a whole number, found 'many'"),
+        (
+            "available_node_types: {head: }",
+            "available_node_types.head: must be `name: value` lines, found nothing",
+        ),
+        (
+            "available_node_types: {head: {min_workers: }}",
+            "available_node_types.head.min_workers: must be a whole number, found nothing",
+        ),
+    ],
+)
+def test_a_part_of_a_cluster_file_that_is_of_another_kind_is_named(content, said, tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(content)
+    with pytest.raises(SmallmError) as raised:
+        cluster.most_machines(file)
+    assert str(raised.value) == f"{file}: {said}"
+
+
+FAR = """#!/bin/sh
+# As ssh does it, but on this machine and with another home.
+for asked; do :; done
+HOME={home} exec setsid sh -c "$asked"
+"""
+WITHOUT_VENV = """#!/bin/sh
+exec {python} -c "import sys; sys.modules['ensurepip'] = None; exec(sys.argv[1])" "$2"
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Runs clusters/check.py on a cluster file; its machines are this one, with another home."""
+    home, programs = tmp_path / "home", tmp_path / "programs"
+    for each in (home / ".ray", tmp_path / "far", programs):
+        each.mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("token")
+    (home / "key").write_text("key")
+    for name, text in {
+        "ssh": FAR.format(home=tmp_path / "far"),
+        "rsync": "#!/bin/sh\n",
+        "python-without-venv": WITHOUT_VENV.format(python=sys.executable),
+    }.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def run(content, python=sys.executable, path=f"{programs}:{os.environ['PATH']}"):
+        (tmp_path / "cluster.yaml").write_text(content)
+        (tmp_path / "far" / ".bashrc").write_text(
+            f"echo welcome; export PATH={programs}:$PATH SMALLM_PYTHON={python}\n"
+        )
+        done = subprocess.run(
+            [sys.executable, ROOT / "clusters" / "check.py", "cluster.yaml"],
+            env={"PATH": path, "HOME": str(home), "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    run.programs = programs
+    return run
+
+
+TWO = "provider: {head_ip: 192.0.2.10, worker_ips: [192.0.2.11]}\n"
+READY = f"{TWO}auth: {{ssh_user: ubuntu, ssh_private_key: ~/key}}\n"
+
+
+def test_the_check_asks_each_machine_for_the_python_of_the_installation(check):
+    code, said = check(READY)
+    assert (code, said) == (0, "all 2 machines are ready for `ray up cluster.yaml`\n")
+    for python in (check.programs / "python-without-venv", "/nowhere/python"):
+        code, said = check(READY, python=python)
+        absent = f"has no {python} with venv (Debian: python3.11-venv)"
+        lines = [f"error: {each}: {absent}" for each in ("192.0.2.10", "192.0.2.11")]
+        assert (code, said.splitlines()) == (1, lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "auth.ssh_user is missing"),
+        ("auth:", "auth: must be `name: value` lines, found nothing"),
+        ("auth: {ssh_user: 7}", "auth.ssh_user: must be text, found 7"),
+        ("auth: {ssh_user: a}", "auth.ssh_private_key is missing"),
+        (READY.replace(TWO, ""), "provider.head_ip is missing"),
+        (READY.replace("[192.0.2.11]", ""), "provider.worker_ips: must be a list, found nothing"),
+    ],
+)
+def test_the_check_says_in_a_line_what_is_wrong_with_the_file(content, said, check):
+    assert check(content) == (1, f"error: cluster.yaml: {said}\n")
+
+
+def test_the_check_needs_ssh_and_rsync_here(check, tmp_path):
+    line = "this machine has no ssh, rsync, which `ray up` needs here"
+    assert check(READY, path=str(tmp_path)) == (1, f"error: {line}\n")
+
+
 def test_a_machine_that_has_not_joined_is_named_with_the_last_error_of_the_logs(tmp_path):
     why = "ssh: connect to host 192.0.2.12 port 22: No route to host"
     (tmp_path / "monitor.err").write_text(
@@ -31,7 +139,8 @@ def test_a_machine_that_has_not_joined_is_named_with_the_last_error_of_the_logs(
     )
     listed = ["192.0.2.10", "192.0.2.12", "192.0.2.13"]
     missing = cluster.missing_machines(listed, ["192.0.2.10"], logs=tmp_path)
-    assert missing == [("192.0.2.12", why), ("192.0.2.13", f"{tmp_path} says nothing of it")]
+    nothing = f"{tmp_path} says nothing of it"
+    assert missing == [("192.0.2.12", why, True), ("192.0.2.13", nothing, False)]
 
 
 def test_machines_with_other_code_are_named():
