@@ -36,7 +36,7 @@ DEFINITIONS = {
     "UTF-8. Lower is better. It compares models whatever their tokenizers.",
     "± spread": "The standard deviation over the seeds of a trial.",
     "95 % interval": "Where the score is expected with other seeds and other documents like "
-    "these: a bootstrap over both, widened because seeds are few.",
+    "these: a bootstrap over both, widened because seeds, or documents, are few.",
     "Probability of improvement": "How likely the champion beats the other config when both are "
     "trained with one more seed.",
     "Selection slice": "Held-out text on which every choice is made.",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -27,17 +26,29 @@ from smallm.settings import (
     fields,
     groups_of_fields,
     read_yaml,
+    shape_of,
     validated,
 )
 
-Value = str | bool | int | float
+Value = str | bool | int | float | None
+
+ALIKE = {
+    **dict.fromkeys(CorpusSettings.model_fields, "read one text"),
+    "training_tokens": "have one budget",
+    "evaluate_at": "are scored at the same shares of the budget",
+    "evaluation_bytes": "are scored on the same text",
+}
+"""Settings in which trials that differ could not be compared: what is the same for all of them."""
 
 
 class Searched(Group):
     """A setting that trials differ in."""
 
     when: dict[str, Value] = Field(default_factory=dict)
-    """Searched only where these settings, fixed or searched above it, have these values."""
+    """Searched only where these settings, fixed or searched above it, have these values.
+
+    A setting of the search has no value where it is not searched itself.
+    """
 
 
 class Choices(Searched):
@@ -78,24 +89,32 @@ class Space(Group):
     settings: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, Choices | Range] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _fits_settings(self) -> Space:
-        for name in [*self.settings, *self.search]:
+    @model_validator(mode="before")
+    @classmethod
+    def _allowed_names(cls, given: Any) -> Any:
+        """Before the values: a setting that is never searched need not have one of ours."""
+        fixed, searched = (_names(given, part) for part in ("settings", "search"))
+        for name in fixed + searched:
             if name not in groups_of_fields():
                 raise ValueError(unknown_name("setting", name, groups_of_fields()))
-        if "seeds" in self.search or "seeds" in self.settings:
-            raise ValueError("seeds are replicates, never searched: set `seeds` of the space")
-        if of_corpus := sorted(set(self.search) & set(CorpusSettings.model_fields)):
-            raise ValueError(
-                f"search.{of_corpus[0]}: all trials read one text; fix it in `settings`"
-            )
+            if name == "seeds":
+                raise ValueError("seeds are replicates, never searched: set `seeds` of the space")
+        for name in searched:
+            if name in ALIKE:
+                raise ValueError(f"search.{name}: all trials {ALIKE[name]}; fix it in `settings`")
+        return given
+
+    @model_validator(mode="after")
+    def _fits_settings(self) -> Space:
         if set(self.seeds) & set(self.confirmation_seeds):
             raise ValueError("confirmation_seeds must be seeds that the search does not use")
+        for name in TokenizerSettings.model_fields:
+            if isinstance(self.search.get(name), Range):
+                raise ValueError(f"search.{name}: tokenizers need `choices`, not a range")
         self._check_conditions()
         for name, values in self.search.items():
             for value in _extremes(values):
                 self.config(self.default_point(self._needed(name) | {name: value}))
-        self.heldout_ratios()
         return self
 
     def _check_conditions(self) -> None:
@@ -123,10 +142,8 @@ class Space(Group):
     def _applies(self, name: str, point: Mapping[str, Any]) -> bool:
         """Whether a setting is searched where those above it have the values of a point."""
         fixed = {**{each: info.default for each, info in fields().items()}, **self.settings}
-        return all(
-            (point if needed in self.search else fixed).get(needed) == value
-            for needed, value in self.search[name].when.items()
-        )
+        known = {each: value for each, value in fixed.items() if each not in self.search}
+        return self.search[name].when.items() <= {**known, **point}.items()
 
     def point(self, choose: Callable[[str, Choices | Range], Any]) -> dict[str, Any]:
         """The searched settings that apply to each other, each with a chosen value."""
@@ -151,38 +168,55 @@ class Space(Group):
             value = given.get(name, defaults[name])
             if isinstance(values, Choices):
                 return value if value in values.choices else values.choices[0]
+            if not isinstance(value, int | float):  # the default may be null
+                return values.low
             return min(max(value, values.low), values.high)
 
         return self.point(default)
 
+    def _points(self, *names: str) -> list[dict[str, Any]]:
+        """Every point, of these settings and of those that decide where they are searched.
+
+        Of a range both bounds.
+        """
+        points: list[dict[str, Any]] = [{}]
+        deciding = self._deciding(names)
+        for name in self.search:
+            if name in deciding:
+                points = [each for point in points for each in self._with(name, point)]
+        return points
+
+    def _with(self, name: str, point: dict[str, Any]) -> list[dict[str, Any]]:
+        """A point with each value of one more setting; as it is where that does not apply."""
+        if not self._applies(name, point):
+            return [point]
+        return [{**point, name: value} for value in _extremes(self.search[name])]
+
+    def _deciding(self, names: Iterable[str]) -> set[str]:
+        """Those of the settings that are searched, and all that they are searched under."""
+        searched = {name for name in names if name in self.search}
+        return searched.union(*(self._deciding(self.search[name].when) for name in searched))
+
     def heldout_ratios(self) -> list[float]:
-        """Every split ratio that a trial may use."""
-        searched = self.search.get("split_ratio")
-        if searched is None:
-            return [Settings.from_flat(self.settings).training.split_ratio]
-        return [float(ratio) for ratio in _extremes(searched)]
+        """Every split ratio that a trial may use; of a range both bounds."""
+        fixed = Settings.from_flat(self.settings).training.split_ratio
+        ratios = [float(point.get("split_ratio", fixed)) for point in self._points("split_ratio")]
+        return list(dict.fromkeys(ratios))
 
     def largest_window(self) -> int:
         """The most tokens that a trial's model may look at, or its layers."""
-        points = [
-            self._needed(name) | {name: value}
-            for name in ("window", "preset")
-            if name in self.search
-            for value in _extremes(self.search[name])
-        ]
-        configs = [self.config(self.default_point(point)) for point in [{}, *points]]
-        return max(each.model.window for each in configs)
+        default = fields()["window"].default
+        points = [{**self.settings, **point} for point in self._points("window", "preset")]
+        return max(int({"window": default, **shape_of(each), **each}["window"]) for each in points)
 
     def tokenizers(self) -> list[TokenizerSettings]:
         """Every tokenizer that a trial may use."""
-        names = [name for name in TokenizerSettings.model_fields if name in self.search]
-        if any(isinstance(self.search[name], Range) for name in names):
-            raise SmallmError(f"search.{names[0]}: tokenizers need `choices`, not a range")
-        combinations = itertools.product(*(_extremes(self.search[name]) for name in names))
-        return [
-            self.config(self.default_point(dict(zip(names, values, strict=True)))).tokens
-            for values in combinations
+        fixed = Settings.from_flat(self.settings).tokens.model_dump()
+        found = [
+            validated(TokenizerSettings, {name: point.get(name, fixed[name]) for name in fixed})
+            for point in self._points(*fixed)
         ]
+        return list(dict.fromkeys(found))
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The searched settings as Optuna samples them."""
@@ -217,6 +251,12 @@ def load_space(name: str) -> Space:
         raise SmallmError(f"{unknown_name('space', name, shipped)}; or the path of a YAML file")
     space: Space = validated(Space, {"name": Path(name).stem, **content})
     return space
+
+
+def _names(given: Any, part: str) -> list[Any]:
+    """The names in a part of a space, before anything is known of its form."""
+    found = given.get(part) if isinstance(given, Mapping) else None
+    return list(found) if isinstance(found, Mapping) else []
 
 
 def _values(values: Choices | Range) -> tuple[Value, ...]:

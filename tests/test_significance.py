@@ -16,6 +16,7 @@ from smallm.significance import (
     compare,
     intraclass_correlation,
     multi_bootstrap,
+    ratio_interval,
     replication_advice,
     sentence,
 )
@@ -43,16 +44,30 @@ def scores(seeds, documents, *, rng, mean=2.0, seed_noise=0.01, document_noise=0
     return per_byte * LN2 * sizes, sizes
 
 
-def by_a_loop(nll, sizes, *, draws, rng, widening=1.0):
+def student(drawn):
+    """What a bootstrap deviation of so many is multiplied with, by scipy."""
+    return math.sqrt(drawn / (drawn - 1)) * stats.t.ppf(0.975, drawn - 1) / stats.norm.ppf(0.975)
+
+
+def by_a_loop(nll, sizes, *, draws, rng, widening=(1.0, 1.0)):
     """The multi-bootstrap written out: draw seeds, draw documents, score."""
     seeds, documents = nll.shape
+    of_seeds, of_documents = widening
+    found = nll.sum() / (LN2 * seeds * sizes.sum())
     estimates = []
     for _ in range(draws):
         chosen = rng.integers(documents, size=documents)
         per_seed = nll[:, chosen].sum(axis=1) / (LN2 * sizes[chosen].sum())
         mean = per_seed.mean()
-        estimates.append(mean + widening * (rng.choice(per_seed, seeds).mean() - mean))
+        moved = of_seeds * (rng.choice(per_seed, seeds).mean() - mean)
+        estimates.append(found + of_documents * (mean - found) + moved)
     return np.quantile(estimates, [0.025, 0.975])
+
+
+def plain_interval(nll, sizes, *, draws, rng):
+    """The percentile bootstrap over documents, not widened."""
+    chosen = rng.integers(len(sizes), size=(draws, len(sizes)))
+    return np.quantile(nll[chosen].sum(1) / (LN2 * sizes[chosen].sum(1)), [0.025, 0.975])
 
 
 def test_a_uniform_byte_model_has_eight_bits_per_byte():
@@ -78,16 +93,15 @@ def test_with_one_seed_the_interval_is_scipys_document_bootstrap():
         rng=np.random.default_rng(2),
     ).confidence_interval
     assert ours.value == pytest.approx(nll.sum() / (LN2 * sizes.sum()))
-    assert [ours.low, ours.high] == pytest.approx(list(oracle), abs=0.05 * (ours.high - ours.low))
+    expected = [ours.value + student(150) * (end - ours.value) for end in oracle]
+    assert [ours.low, ours.high] == pytest.approx(expected, abs=0.05 * (ours.high - ours.low))
 
 
-@pytest.mark.parametrize("seeds", [3, 8])
-def test_seeds_and_documents_are_resampled_as_a_slow_loop_does(seeds):
+@pytest.mark.parametrize(("seeds", "documents"), [(3, 60), (8, 60), (8, 6)])
+def test_seeds_and_documents_are_resampled_as_a_slow_loop_does(seeds, documents):
     rng = np.random.default_rng(3)
-    nll, sizes = scores(seeds, 60, rng=rng, seed_noise=0.02)
-    widening = (
-        math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
-    )
+    nll, sizes = scores(seeds, documents, rng=rng, seed_noise=0.02)
+    widening = student(seeds), student(documents)
     low, high = by_a_loop(nll, sizes, draws=8000, rng=rng, widening=widening)
     ours = multi_bootstrap(nll, sizes, draws=8000, seed=4)
     assert [ours.low, ours.high] == pytest.approx([low, high], abs=0.05 * (high - low))
@@ -104,6 +118,45 @@ def test_intervals_of_three_seeds_cover_the_truth_where_a_plain_bootstrap_does_n
         plain += low <= 2.0 <= high
     assert plain / 200 < 0.85
     assert 0.92 <= ours / 200 <= 0.99
+
+
+SIMULATIONS = 1000
+
+
+@pytest.mark.parametrize(("documents", "before"), [(5, 0.88), (12, 0.93)])
+def test_intervals_of_few_documents_cover_the_truth_where_a_plain_bootstrap_does_not(
+    documents, before
+):
+    rng = np.random.default_rng(16)
+    pretrained = champion = difference = plain = 0
+    for simulation in range(SIMULATIONS):
+        nll, sizes = scores(1, documents, rng=rng)
+        seeds = np.repeat(nll, 5, axis=0) + 0.01 * LN2 * sizes * rng.normal(size=(5, 1))
+        gaps = (0.5 + 0.1 * rng.normal(size=documents)) * LN2 * sizes
+        one = ratio_interval(nll[0] / LN2, sizes, draws=300, seed=simulation)
+        mean = multi_bootstrap(seeds, sizes, draws=300, seed=simulation)
+        gap = compare(seeds, seeds + gaps, sizes, draws=300, seed=simulation).difference
+        low, high = plain_interval(nll[0], sizes, draws=300, rng=rng)
+        pretrained += one.low <= 2.0 <= one.high
+        champion += mean.low <= 2.0 <= mean.high
+        difference += gap.low <= 0.5 <= gap.high
+        plain += low <= 2.0 <= high
+    assert plain / SIMULATIONS < before
+    for covered in (pretrained, champion, difference):
+        assert 0.91 <= covered / SIMULATIONS <= 0.98
+
+
+def test_a_win_on_a_handful_of_documents_is_called_what_so_few_allow():
+    rng = np.random.default_rng(17)
+    nll, sizes = scores(5, 4, rng=rng)
+    gaps = np.array([0.01, 0.2, 0.02, 0.01]) * LN2 * sizes
+    low, _ = plain_interval(gaps, sizes, draws=2000, rng=rng)
+    few = compare(nll, nll + gaps, sizes, seed=18)
+    assert low > 0
+    assert not few.real
+    assert "5 seeds and 4 documents this search cannot tell them apart" in sentence(few, "A", "B")
+    many = compare(np.tile(nll, 10), np.tile(nll + gaps, 10), np.tile(sizes, 10), seed=18)
+    assert many.real
 
 
 def test_draws_in_small_blocks_are_the_same_draws(monkeypatch):
@@ -193,8 +246,7 @@ def test_five_seeds_of_the_same_config_are_seldom_called_different():
 
 @pytest.mark.parametrize("seeds", range(2, 60))
 def test_the_widening_is_students(seeds):
-    exact = math.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
-    assert significance._widening(seeds) == pytest.approx(exact, rel=1e-3)
+    assert significance._widening(seeds) == pytest.approx(student(seeds), rel=1e-3)
 
 
 @pytest.mark.parametrize(("agreeing", "seeds"), [(3, 3), (5, 5), (5, 6), (9, 10), (0, 4)])

@@ -1,9 +1,18 @@
 """Search spaces: settings that are searched only where others have some value."""
 
+import itertools
+import json
+
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from test_report import realistic_result
 
 from smallm.errors import SmallmError
+from smallm.leaderboard import terminal_table, write_leaderboard
+from smallm.report import write_report
 from smallm.results import importance
 from smallm.settings import validated
 from smallm.space import Space, load_space
@@ -34,9 +43,28 @@ def asked(searched, trials):
         yield point
 
 
-def test_the_text_of_a_search_is_fixed_not_searched():
-    with pytest.raises(SmallmError, match=r"search\.order: all trials read one text; fix it in"):
-        space(search={"order": {"choices": ["hash", "stratified"]}})
+@pytest.mark.parametrize(
+    ("name", "choices", "expected"),
+    [
+        ("order", ["hash", "stratified"], "search.order: all trials read one text"),
+        ("training_tokens", [1000, 2000], "search.training_tokens: all trials have one budget"),
+        ("evaluation_bytes", [None, 100], "evaluation_bytes: all trials are scored on the same"),
+        ("evaluate_at", [[0.5, 1], [1]], "evaluate_at: all trials are scored at the same shares"),
+        ("seeds", [[1], [2]], "seeds are replicates, never searched: set `seeds` of the space"),
+    ],
+)
+def test_what_trials_must_share_to_be_compared_is_not_searched(name, choices, expected):
+    with pytest.raises(SmallmError, match=expected) as caught:
+        space(search={name: {"choices": choices}})
+    assert "\n" not in str(caught.value)
+    assert "; fix it in `settings`" in str(caught.value) or name == "seeds"
+
+
+@pytest.mark.parametrize("form", [["activation"], "activation", {"activation": None}, {1: [2]}])
+def test_a_search_of_another_form_is_one_line(form):
+    with pytest.raises(SmallmError) as caught:
+        space(search=form)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_conditional_setting_is_searched_only_where_its_condition_holds():
@@ -99,3 +127,151 @@ def test_the_largest_window_is_that_of_any_trial():
     presets = [space.config(space.default_point({"architecture": "transformer", "preset": name}))
                for name in ("tiny", "small")]  # fmt: skip
     assert space.largest_window() == max(32, *(each.model.window for each in presets))
+
+
+def reach(**search):
+    """A space of perceptrons and transformers in which only transformers differ so."""
+    only = {"when": {"architecture": "transformer"}}
+    architecture = {"choices": ["mlp", "transformer"]}
+    return space(
+        search={
+            "architecture": architecture,
+            **{name: {"choices": choices, **only} for name, choices in search.items()},
+        }
+    )
+
+
+def test_a_ratio_of_trials_that_do_not_search_it_is_held_out_too():
+    assert sorted(reach(split_ratio=[0.5, 0.6]).heldout_ratios()) == [0.5, 0.6, 0.8]
+    below = {"split_ratio": {"low": 0.5, "high": 0.7, "when": {"architecture": "transformer"}}}
+    ranged = space(search={"architecture": {"choices": ["mlp", "transformer"]}, **below})
+    assert sorted(ranged.heldout_ratios()) == [0.5, 0.7, 0.8]
+
+
+def test_the_tokenizers_are_those_of_all_trials():
+    vocabularies = [each.vocabulary for each in reach(vocabulary=[2048, 8192]).tokenizers()]
+    assert sorted(vocabularies) == [2048, 4096, 8192]
+
+
+def test_the_largest_window_is_that_of_trials_that_do_not_search_it_too():
+    assert reach(window=[4, 8]).largest_window() == 16
+    fixed = {"batch_size": 512, "architecture": "transformer", "preset": "small"}
+    narrow = {"choices": [4, 8], "when": {"activation": "relu"}}
+    search = {"activation": {"choices": ["relu", "gelu"]}, "window": narrow}
+    assert space(settings=fixed, search=search).largest_window() == 128
+
+
+def test_a_setting_that_never_applies_adds_nothing():
+    never = {"choices": [2048, 8192], "when": {"optimizer": "muon"}}
+    search = {"activation": {"choices": ["relu", "gelu"]}, "vocabulary": never}
+    assert [each.vocabulary for each in space(search=search).tokenizers()] == [4096]
+
+
+@st.composite
+def random_spaces(draw):
+    """Small spaces of choices in any order, each searched under some of those above it."""
+    values = {
+        "architecture": ["mlp", "transformer"],
+        "optimizer": ["adamw", "muon"],
+        "tokenizer": ["bpe", "words"],
+        "vocabulary": [2048, 8192, 16384],
+        "split_ratio": [0.5, 0.6, 0.9],
+    }
+    search = {}
+    for name in draw(st.permutations(list(values)))[: draw(st.integers(1, 5))]:
+        choices = draw(st.lists(st.sampled_from(values[name]), min_size=1, unique=True))
+        above = draw(st.lists(st.sampled_from(sorted(search)), unique=True)) if search else []
+        when = {each: draw(st.sampled_from(search[each]["choices"])) for each in above}
+        search[name] = {"choices": choices, "when": when}
+    free = sorted(set(values) - set(search))
+    fixed = draw(st.lists(st.sampled_from(free), unique=True)) if free else []
+    return space(
+        settings={name: draw(st.sampled_from(values[name])) for name in fixed}, search=search
+    )
+
+
+@given(random_spaces())
+@settings(max_examples=60, deadline=None)
+def test_ratios_and_tokenizers_are_exactly_those_of_all_points(searched):
+    choices = [each.choices for each in searched.search.values()]
+    combinations = [
+        dict(zip(searched.search, values, strict=True)) for values in itertools.product(*choices)
+    ]
+    points = [
+        searched.point(lambda name, _, chosen=chosen: chosen[name]) for chosen in combinations
+    ]
+    configs = [searched.config(point) for point in points]
+    assert set(searched.heldout_ratios()) == {each.training.split_ratio for each in configs}
+    assert set(searched.tokenizers()) == {each.tokens for each in configs}
+    assert len(set(searched.tokenizers())) == len(searched.tokenizers())
+
+
+NULLS = {
+    "settings": {"architecture": "transformer", "batch_size": 512},
+    "search": {
+        "preset": {"choices": [None, "tiny"]},
+        "kv_heads": {"choices": [None, 2]},
+        "window": {"choices": [32, 64], "when": {"preset": None}},
+        "learning_rate": {"low": 0.001, "high": 0.01, "log": True},
+    },
+}
+
+
+def test_null_is_a_choice_and_survives_json():
+    searched = space(**NULLS)
+    again = validated(Space, json.loads(json.dumps(searched.model_dump(mode="json"))))
+    assert again == searched
+    points = list(asked(again, 24))
+    assert points[0] == {"preset": None, "kv_heads": None, "window": 32, "learning_rate": 0.004}
+    assert {point["preset"] for point in points} == {None, "tiny"}
+    assert {point["kv_heads"] for point in points} == {None, 2}
+    for point in points:
+        assert ("window" in point) == (point["preset"] is None)
+        assert again.config(point).flat().items() >= point.items()
+
+
+def test_a_condition_of_null_does_not_hold_where_the_setting_is_not_searched():
+    under = {"architecture": {"choices": ["mlp", "transformer"]}, **NULLS["search"]}
+    under["preset"] = {**under["preset"], "when": {"architecture": "transformer"}}
+    under["kv_heads"] = {**under["kv_heads"], "when": {"architecture": "transformer"}}
+    points = list(asked(space(search=under), 24))
+    assert {"mlp", "transformer"} == {point["architecture"] for point in points}
+    for point in points:
+        assert ("window" in point) == (point.get("preset", "unknown") is None)
+
+
+def test_null_where_a_setting_has_none_is_one_line():
+    with pytest.raises(SmallmError, match="learning_rate is None: Input should be a valid number"):
+        space(search={"learning_rate": {"choices": [None, 0.1]}})
+
+
+def test_a_range_of_a_setting_that_is_null_by_default_starts_low():
+    searched = space(settings=NULLS["settings"], search={"kv_heads": {"low": 1, "high": 2}})
+    assert searched.default_point() == {"kv_heads": 1}
+
+
+def test_a_range_of_vocabularies_is_refused_at_once():
+    with pytest.raises(SmallmError, match=r"search\.vocabulary: tokenizers need `choices`"):
+        space(search={"tokenizer": {"choices": ["bpe"]}, "vocabulary": {"low": 400, "high": 900}})
+
+
+def test_null_is_in_importance_tables_and_the_report(tmp_path):
+    searched = space(**NULLS)
+    record = realistic_result()
+    for each, point in zip(record["trials"], asked(searched, 12), strict=True):
+        each["settings"] = point
+    for each in record["finalists"]:
+        each["settings"] = record["trials"][0]["settings"]
+    record |= {
+        "searched": list(searched.search),
+        "importance": importance(searched, record["trials"]),
+    }
+    assert set(record["importance"]) == {"preset", "kv_heads", "learning_rate"}
+    console = Console(width=200, record=True)
+    console.print(terminal_table(record))
+    assert "none none" in console.export_text()
+    write_leaderboard(record, tmp_path / "leaderboard.csv")
+    write_report(record, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Kv heads against bits per byte" in html
+    assert "The best trial had kv heads" in html
