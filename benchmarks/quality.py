@@ -5,7 +5,8 @@ would use, a transformer trains for so many minutes and a perceptron for one, ea
 that its measured speed allows, and both are scored beside SmolLM2-135M on the same bytes of the
 final slice, on which nothing was chosen. The transformer's config is the best known one in the
 space `full`, with larger batches; what a search crowned is given by `--config` (searches are short
-and choose what learns fast). Exits with 1 when the goal is not reached.
+and choose what learns fast), and brings the text of that search, for both. Exits with 1 when the
+goal is not reached, which is one for the text of the libraries.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from smallm.settings import read_yaml
+from smallm.files import write_json
+from smallm.settings import Settings, read_yaml
 
 GOAL_BITS = 1.35
 MEASURED = 40  # steps of the first run, which tells the speed
@@ -60,7 +62,7 @@ def main() -> None:
             command = ["--config", str(options.config), *flags({**SHARED, **EVALUATED})]
             size = chosen.get("batch_size", BATCH_SIZE)
         trained(home, command, "transformer", options.minutes, options.threads, size)
-        command = flags({**SHARED, **PERCEPTRON})
+        command = [*on_text_of(chosen, Path(folder)), *flags({**SHARED, **PERCEPTRON})]
         trained(home, command, "perceptron", 1.0, options.threads, BATCH_SIZE)
         models = f"{home / 'transformer'},{home / 'perceptron'},smollm2-135m"
         scored = ["--models", models, "--slice", "final", "--bytes", str(SCORED)]
@@ -84,6 +86,14 @@ def trained(
     ended = smallm(home, "train", *command, *tokens, "--output", str(home / name), "--json")
     minutes = json.loads(ended)["seconds"] / 60
     print(f"{name}: trained for {minutes:.1f} min", flush=True)
+
+
+def on_text_of(settings: dict[str, Any], folder: Path) -> list[str]:
+    """The options for a corpus as these settings have it; their file is written into a folder."""
+    corpus = Settings.from_flat(settings).corpus.model_dump(mode="json", exclude_defaults=True)
+    file = folder / "corpus.yaml"
+    write_json(file, corpus)  # JSON is YAML
+    return ["--config", str(file)]
 
 
 def flags(settings: dict[str, Any]) -> list[str]:

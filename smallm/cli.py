@@ -16,7 +16,7 @@ from smallm.cli_corpus import RATIOS, corpus, corpus_tapes
 from smallm.cli_models import compare, evaluate, generate, machine_options
 from smallm.cli_plots import plot
 from smallm.errors import SmallmError
-from smallm.home import newest_search, open_home, searches
+from smallm.home import newest_search, open_home, recorded, searches
 from smallm.options import (
     as_json,
     examples,
@@ -123,7 +123,12 @@ def report(search: str | None, as_json: bool) -> None:
     from smallm.leaderboard import terminal_table, write_leaderboard
     from smallm.results import sentences
 
-    folder = _search_folder(search)
+    home = open_home()
+    folder = (
+        newest_search(home)
+        if search is None
+        else _search_folder(home, search, marker="result.json")
+    )
     result = reports.read_result(folder / "result.json")
     if as_json:
         return print_json(result)
@@ -142,18 +147,25 @@ def report(search: str | None, as_json: bool) -> None:
 def sync(name: str | None, uri: str | None) -> None:
     """Record in MLflow what a command could not record while it did not answer.
 
-    NAME is by default that of the newest search.
+    NAME is that of a search, an evaluation or an ablation: by default the newest of those that
+    MLflow does not have whole, also one that has crashed.
     """
     from smallm.tracking import local_uri
     from smallm.tracking import sync as send
 
-    recorded = [open_home() / kind / (name or "-") for kind in ("evaluations", "ablations")]
-    found = next((folder for folder in recorded if folder.exists()), None)
-    folder = found or _search_folder(name, marker="search.json")
-    sent = send(folder, uri or local_uri(open_home()), lambda line: click.echo(line, err=True))
-    click.echo(f"{sent.pushed} records sent, {sent.pending} still wait")
+    home = open_home()
+    uri = uri or local_uri(home)
+    found = _unsent(home, uri) if name is None else [_recorded_folder(home, name)]
+    if not found:
+        return click.echo("no records wait for MLflow")
+    folder, *others = found
+    sent = send(folder, uri, lambda line: click.echo(line, err=True))
+    click.echo(f"{folder.name}: {sent.pushed} records sent, {sent.pending} still wait")
     if sent.pending:
         raise SmallmError(f"{sent.pending} records could not be sent: run `smallm sync` again")
+    if others:
+        click.echo(f"records of {len(others)} more wait: run `smallm sync` again")
+    return None
 
 
 @cli.command(
@@ -192,14 +204,28 @@ def _output_folder(output: Path | None, settings: Settings) -> Path:
     return output.resolve()
 
 
-def _search_folder(name: str | None, *, marker: str = "result.json") -> Path:
-    home = open_home()
-    if name is None:
-        return newest_search(home)
+def _search_folder(home: Path, name: str, *, marker: str) -> Path:
     if not (home / "searches" / name / marker).exists():
         known = ", ".join(searches(home, marker)) or "none"
         raise SmallmError(f"{home}: has no search {name!r}; known: {known}")
     return home / "searches" / name
+
+
+def _recorded_folder(home: Path, name: str) -> Path:
+    """The folder of an evaluation, an ablation or a search."""
+    for kind in ("evaluations", "ablations"):
+        if (home / kind / name).exists():
+            return home / kind / name
+    return _search_folder(home, name, marker="search.json")
+
+
+def _unsent(home: Path, uri: str) -> list[Path]:
+    """The folders of which the MLflow at a URI lacks records, the newest first."""
+    from smallm.journal import JOURNAL_NAME
+    from smallm.tracking import waiting
+
+    folders = recorded(home, JOURNAL_NAME)
+    return waiting(folders, uri) if folders else []
 
 
 def _unused(folder: Path) -> Path:

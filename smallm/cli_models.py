@@ -132,6 +132,8 @@ def chosen_models(
             raise SmallmError(f"{home}: has no champion yet: run `make search`")
         if folder and _is_smallm(folder):
             smallms[name] = folder.expanduser()
+            if name == "champion":
+                _tell(f"champion: that of the search {folder.parent.name}")
     return Chosen(list(dict.fromkeys(names)), smallms, home, **machine)
 
 
@@ -420,6 +422,7 @@ def _own_tokens(
     """Each SmaLLM that was scored, beside the reference models in its own tokens."""
     from smallm import comparison
     from smallm.champion import load_core, read_origin
+    from smallm.references import counted_note
     from smallm.token_tape import tokenize_with
 
     scored = [row["name"] for row in record["models"] if "reason" not in row]
@@ -428,6 +431,8 @@ def _own_tokens(
         core, _, tokenizer = load_core(chosen.smallms[name])
         tokens = tokenize_with(tape, tokenizer)
         settings = read_origin(chosen.smallms[name]).settings
+        if note := counted_note(tokens, tape.training(settings.training.split_ratio)):
+            _tell(f"note: the unigram and the 5-gram beside {name} are {note}")
         tables[name] = comparison.own_tokens(core, tokens, part, settings=settings)
     return tables
 

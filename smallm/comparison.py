@@ -123,14 +123,25 @@ def _loaded(
     for name, place in places.items():
         if isinstance(place, Absent):
             yield place
-            continue
-        try:
-            model = load_predictor(place, home=home, threads=threads, device=device)
-        except (SmallmError, RuntimeError) as error:
-            yield Absent(name, in_one_line(error), failed=True)
-            continue
-        model.name = name
-        yield model
+        else:
+            yield _present(name, place, home=home, threads=threads, device=device)
+
+
+def _present(name: str, place: str, *, home: Path, threads: int, device: str) -> Predictor | Absent:
+    """The model at a place; whatever is wrong with it, the others are compared."""
+    try:
+        model = load_predictor(place, home=home, threads=threads, device=device)
+    except Exception as error:
+        return Absent(name, _reason(error), failed=True)
+    model.name = name
+    return model
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a model; the words of some errors say nothing without their type."""
+    if isinstance(error, SmallmError | RuntimeError) or not str(error):
+        return in_one_line(error)
+    return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 def _place(name: str, folders: Mapping[str, Path], trouble: Trouble) -> str | Absent:
@@ -250,8 +261,8 @@ def _measured(model: Predictor | Absent, text: HeldOut) -> Record:
             return _masked(model, text)
         assert isinstance(model, Causal)
         return _causal(model, text)
-    except (SmallmError, RuntimeError) as error:  # torch raises the latter
-        return {"reason": in_one_line(error), "failed": True}
+    except Exception as error:
+        return {"reason": _reason(error), "failed": True}
 
 
 def _causal(model: Causal, text: HeldOut) -> Record:
@@ -409,8 +420,8 @@ def _answer(
     for part in parts:
         try:
             answer |= part()
-        except (SmallmError, RuntimeError) as error:
-            answer["error"] = answer["error"] or in_one_line(error)
+        except Exception as error:
+            answer["error"] = answer["error"] or _reason(error)
     return answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from smallm.errors import SmallmError
+
+# What file systems without hard links answer: exFAT, SMB, Google Drive in Colab.
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
@@ -44,6 +48,19 @@ def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A temporary path that becomes the file `target` when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with disk_errors(target):
+            yield temporary
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
     """Turns a full or forbidden disk into one line that names the place."""
     try:
@@ -68,14 +85,8 @@ def read_text(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with disk_errors(path):
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -90,9 +101,25 @@ def keep_first_json(path: Path, content: Any) -> None:
     try:
         with disk_errors(path), suppress(FileExistsError):
             temporary.write_text(json.dumps(content), encoding="utf-8")
-            os.link(temporary, path)
+            _put_first(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _put_first(temporary: Path, path: Path) -> None:
+    """Gives a whole file its name; FileExistsError where there is one of that name."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with path.open("xb") as file:  # a reader may come in between: these disks offer no better
+            try:
+                file.write(temporary.read_bytes())
+                file.flush()
+            except OSError:
+                path.unlink()
+                raise
 
 
 def read_json(path: Path) -> Any:

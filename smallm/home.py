@@ -46,6 +46,14 @@ def newest_champion(home: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def recorded(home: Path, marker: str) -> list[Path]:
+    """The folders of searches, evaluations and ablations that hold a file, the newest first."""
+    kinds = ("searches", "evaluations", "ablations")
+    found = [path for kind in kinds for path in home.glob(f"{kind}/*/{marker}")]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in found]
+
+
 def searches(home: Path, marker: str) -> list[str]:
     """The names of all searches that have written a file, such as result.json."""
     return sorted(path.parent.name for path in home.glob(f"searches/*/{marker}"))

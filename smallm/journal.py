@@ -6,6 +6,7 @@ was sent but not yet marked is sent again: a store must take an event twice and 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ POSITION_NAME = "tracking.position"
 BATCH = 1000
 TICK_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 30.0
+HELD = {errno.EWOULDBLOCK, errno.EACCES}  # of a lock that another process has
 
 Notify = Callable[[str], None]
 
@@ -37,6 +39,10 @@ class Event:
     key: str
     time: int
     data: Mapping[str, Any]
+
+
+class HeldError(SmallmError):
+    """Another process holds the journal."""
 
 
 class Journal:
@@ -85,6 +91,10 @@ class Journal:
         os.fsync(self._file.fileno())
         return self.events(self._positions.get(store, 0))
 
+    def has_pending(self, store: str) -> bool:
+        """Whether there are events that a store does not have yet."""
+        return any(True for _ in self.events(self._positions.get(store, 0)))
+
     def count_pending(self, store: str) -> int:
         """Says how many events a store does not have yet."""
         return sum(1 for _ in self.events(self._positions.get(store, 0)))
@@ -103,14 +113,22 @@ class Journal:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in HELD:
+                raise HeldError(
+                    f"{self.path}: another process records this search; wait until it has ended"
+                ) from None
             raise SmallmError(
-                f"{self.path}: another process records this search; wait until it has ended"
+                f"{self.path}: cannot be locked: {error.strerror}; keep the home on a disk that "
+                "can lock files"
             ) from None
 
     def _cut_torn_line(self) -> None:
         # A process killed while it wrote leaves half a line, which nobody was promised.
-        self._file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+        written = self.path.read_bytes()
+        whole = written.rfind(b"\n") + 1
+        if whole < len(written):  # only then: the time of the last event stays that of the file
+            self._file.truncate(whole)
 
     def _read_positions(self) -> dict[str, int]:
         if not self._positions_path.exists():

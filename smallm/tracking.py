@@ -10,12 +10,12 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from smallm.errors import SmallmError
-from smallm.journal import JOURNAL_NAME, Event, Journal, Notify, Sender
+from smallm.journal import JOURNAL_NAME, Event, HeldError, Journal, Notify, Sender
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,6 +90,29 @@ class SyncResult(NamedTuple):
 
     pushed: int
     pending: int
+
+
+def waiting(folders: Iterable[Path], uri: str) -> list[Path]:
+    """Those of the folders whose journals hold what the MLflow at a URI does not have.
+
+    Left out is what another process records now: it sends that itself.
+    """
+    client = _connect(uri)
+    return [folder for folder in folders if _waits(folder, client, uri)]
+
+
+def _waits(folder: Path, client: MlflowClient, uri: str) -> bool:
+    try:
+        journal = Journal(folder.resolve())
+    except HeldError:
+        return False
+    try:
+        opened = _first_event(journal)
+        return opened is not None and journal.has_pending(
+            _store(client, uri, opened, journal, lambda line: None).name
+        )
+    finally:
+        journal.close()
 
 
 def sync(folder: Path, uri: str, notify: Notify) -> SyncResult:

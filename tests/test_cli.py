@@ -281,8 +281,10 @@ def test_the_champion_is_that_of_the_newest_search(smallm, trained, tmp_path):
         champion = tmp_path / "home" / "searches" / name / "champion"
         shutil.copytree(trained.folder, champion)
         os.utime(champion, (1_000_000 - age, 1_000_000 - age))
-    shown = evaluated(smallm, "--models", "champion", "--bytes", "2000")
-    assert shown["folders"]["champion"].endswith("newest/champion")
+    shown = smallm("evaluate", "--models", "champion", "--bytes", "2000", "--json")
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["folders"]["champion"].endswith("newest/champion")
+    assert "champion: that of the search newest" in shown.err.splitlines()
 
 
 def test_generate_writes_the_prompt_and_the_text_that_json_holds(smallm, trained):
@@ -408,6 +410,69 @@ def test_report_writes_its_files_anew_and_prints_the_conclusion(smallm, search):
     assert json.loads(smallm("report", "--json").out) == RESULT
 
 
+# Records that wait for MLflow
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    """Makes a folder with the journal of a command that crashed; gives the journal, closed."""
+
+    def make(kind, name, *, age):
+        folder = tmp_path / "home" / kind / name
+        journal = Journal(folder)
+        opened = {"experiment": "smallm", "search": name, "journal": name}
+        journal.append(Event("open", "search", 0, opened))
+        started = {"name": name, "parent": None, "params": {}, "tags": {}}
+        journal.append(Event("start", "search", 0, started))
+        journal.close()
+        (folder / "search.json").touch()
+        os.utime(journal.path, (1_000_000 - age, 1_000_000 - age))
+        return journal
+
+    return make
+
+
+def runs_in(home):
+    """The names of the runs in the home's own MLflow."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("smallm")
+    return {run.info.run_name for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_sync_sends_the_newest_that_waits_also_of_a_crashed_search(smallm, waiting, tmp_path):
+    kinds = {"searches": "crashed", "evaluations": "last", "ablations": "first"}
+    ages = {"crashed": 1, "last": 0, "first": 2}
+    for kind, name in kinds.items():
+        waiting(kind, name, age=ages[name])
+    for left, name in zip((2, 1, 0), ("last", "crashed", "first"), strict=True):
+        shown = smallm("sync")
+        assert shown.code == 0, shown.err
+        first, *more = shown.out.splitlines()
+        assert first == f"{name}: 2 records sent, 0 still wait"
+        assert more == ([f"records of {left} more wait: run `smallm sync` again"] if left else [])
+    assert runs_in(tmp_path / "home") == set(kinds.values())
+    assert smallm("sync").out == "no records wait for MLflow\n"
+
+
+def test_sync_leaves_out_what_is_recorded_now(smallm, waiting):
+    waiting("searches", "crashed", age=1)
+    running = Journal(waiting("searches", "running", age=0).path.parent)
+    try:
+        shown = smallm("sync")
+        named = smallm("sync", "running")
+    finally:
+        running.close()
+    assert shown.out == "crashed: 2 records sent, 0 still wait\n"
+    assert "another process records this search" in named.err
+
+
+def test_sync_in_a_new_home_says_that_nothing_waits(smallm):
+    shown = smallm("sync")
+    assert (shown.code, shown.out, shown.err) == (0, "no records wait for MLflow\n", "")
+
+
 # Bad input
 
 
@@ -439,7 +504,6 @@ BAD_VALUES = [
     (["report"], ["no finished search"]),
     (["report", "nothing"], ["'nothing'"]),
     (["sync", "nothing"], ["'nothing'"]),
-    (["sync"], ["no finished search"]),
 ]
 
 

@@ -4,10 +4,12 @@ import json
 import math
 import shutil
 from html.parser import HTMLParser
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -19,6 +21,7 @@ from smallm.comparison_tables import continuation_shown, evaluation_tables, prom
 from smallm.errors import SmallmError
 from smallm.evaluation_run import EvaluationRun, keep_temperatures, kept_temperature
 from smallm.predictors import Decoding
+from smallm.predictors.causal import Causal
 from smallm.settings import Settings
 from smallm.tracking import sync
 from smallm.training import Training
@@ -163,6 +166,45 @@ def test_a_prompt_that_one_model_cannot_take_leaves_the_others_results(folders, 
     assert "512" in short["prompts"][0]["error"] or "takes at most" in short["prompts"][0]["error"]
     assert unlimited["prompts"][0]["error"] is None
     assert unlimited["prompts"][0]["continuation"]
+
+
+@pytest.fixture(scope="module")
+def quantized(folders):
+    """A model that only a library which is not installed can load."""
+    folder = shutil.copytree(folders["gpt2"], folders["gpt2"].parent / "quantized")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_a_model_that_needs_a_missing_library_leaves_the_others_their_scores(
+    smallm, folders, quantized, small_corpus
+):
+    shown = smallm(
+        *("evaluate", "--models", f"{quantized},{folders['gpt2']}", "--bytes", "2000"),
+        *("--source", "folder", "--path", small_corpus, "--json"),
+    )
+    assert shown.code == 1
+    assert "Traceback" not in shown.err
+    (error,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert "bitsandbytes" in error
+    failed, good = json.loads(shown.out)["models"]
+    assert failed["failed"]
+    assert failed["reason"].startswith(f"{quantized}: cannot be loaded: ")
+    assert "\n" not in failed["reason"]
+    assert good["bits_per_byte"]["value"] > 0
+
+
+def test_a_model_that_fails_while_it_is_scored_leaves_the_others_their_scores(text):
+    damaged, sound = (Causal(name, *tiny_models.gpt2(context=512)) for name in ("damaged", "sound"))
+    damaged.model.transformer.wte = torch.nn.Embedding(10, 16)  # knows ten tokens
+    failed, good = evaluate([damaged, sound], text, lambda line: None, prompts=PROMPTS)["models"]
+    assert failed["failed"]
+    assert failed["reason"].startswith("IndexError: ")
+    assert all(answer["error"].startswith("IndexError: ") for answer in failed["prompts"])
+    assert good["bits_per_byte"]["value"] > 0
 
 
 @pytest.mark.filterwarnings("error")

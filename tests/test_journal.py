@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import resource
 import signal
 import subprocess
@@ -117,6 +120,32 @@ def test_only_one_process_holds_a_journal(tmp_path: Path, journal: Journal) -> N
     Journal(tmp_path).close()
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_that_cannot_lock_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    with pytest.raises(SmallmError, match=f"cannot be locked: {os.strerror(code)}") as refused:
+        Journal(tmp_path)
+    assert "another process" not in str(refused.value)
+
+
+def test_opening_a_journal_leaves_the_time_of_its_last_event(
+    tmp_path: Path, journal: Journal
+) -> None:
+    journal.append(event(1))
+    journal.close()
+    os.utime(journal.path, (1_000_000, 1_000_000))
+
+    Journal(tmp_path).close()
+
+    assert journal.path.stat().st_mtime == 1_000_000
+
+
 def test_a_process_killed_right_after_an_event_has_lost_none(tmp_path: Path) -> None:
     program = (
         "import os, sys; from pathlib import Path; from smallm.journal import Event, Journal\n"
@@ -155,6 +184,9 @@ def test_every_store_has_its_own_position(tmp_path: Path, journal: Journal) -> N
 
     assert [each for each, _ in again.pending("one")] == [event(2)]
     assert again.count_pending("other") == 3
+    assert again.has_pending("one")
+    again.mark("one", again.path.stat().st_size)
+    assert not again.has_pending("one")
     again.close()
 
 

@@ -128,7 +128,7 @@ def _loaded(folder: Path, kind: Kind, device: str) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     half = (
         has_bf16(torch.device(device))
-        and read_json(folder / "config.json")["model_type"] != "smallm"
+        and read_json(folder / "config.json").get("model_type") != "smallm"
     )
     auto: Any = AutoModelForCausalLM if kind == "causal" else AutoModelForMaskedLM
     try:
@@ -140,8 +140,8 @@ def _loaded(folder: Path, kind: Kind, device: str) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise SmallmError(f"{folder}: cannot be loaded: {in_one_line(error)}") from None
+    except Exception as error:  # transformers raises any kind, such as for a missing library
+        raise SmallmError(f"{folder}: cannot be loaded: {in_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise SmallmError(
             f"{folder}: its weights lack {len(missing)} of the model's, such as {missing[0]}"
