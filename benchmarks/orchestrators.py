@@ -79,7 +79,8 @@ def smallm_search(folder: Path, trials: int, reports: int, *, mlflow: bool) -> d
         ledger.tracker = NoTracker()  # type: ignore[assignment]
     _start_ray()
     mark = ledger.folder / "search.json"
-    job = search.make_job(space, ledger.folders, mark, home=ledger.home, storage=None, say=print)
+    place = {"home": ledger.home, "storage": None, "say": print, "joined": False}
+    job = search.make_job(space, ledger.folders, mark, **place)
     tuner = search.make_tuner(ledger, job, trial=_reports_of_smallm)
     found = _timed(tuner.fit, trials)
     start = time.perf_counter()
@@ -116,10 +117,10 @@ def _reports_of_smallm(config: dict[str, Any], **given: Any) -> None:
     space = given["space"]
     settings = space.config(config["point"])
     budget, shares = settings.training.training_tokens, settings.training.evaluate_at
-    for rung, share in enumerate(shares):
+    for rung, share in enumerate(shares, start=1):
         scored = {42: value(settings.training.learning_rate, share)}
-        progress = Progress(round(share * budget), budget, 0.0, 0.0, scored, scored, {})
-        tune.report(packed(results.reported(progress, rung=rung, reduction=space.reduction)))
+        progress = Progress(round(share * budget), budget, rung, 0.0, 0.0, scored, scored, {})
+        tune.report(packed(results.reported(progress, reduction=space.reduction)))
 
 
 def plain_tune(folder: Path, trials: int, reports: int, *, mlflow: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import nn
 from smallm import significance
 from smallm.champion import model_card
 from smallm.models import architecture
-from smallm.ngrams import KNESER_NEY
+from smallm.ngrams import KNESER_NEY, UNIFORM
 from smallm.results import sentences, short
 from smallm.scoring import Scores, score
 from smallm.settings import Settings
@@ -91,6 +91,13 @@ class Confirmed:
         return core
 
 
+def without_memory(seed: int, why: str) -> Replicate:
+    """A replicate that could not be trained for want of memory, and has no scores."""
+    none = np.zeros(0, dtype=np.int64)
+    scores = Scores(nll=np.zeros(0), bytes=none, words=none, tokens=none)
+    return Replicate(seed, 0.0, why, selection=scores, final=scores, weights=b"")
+
+
 def choose_finalists(
     trials: Sequence[Mapping[str, Any]],
     *,
@@ -103,7 +110,12 @@ def choose_finalists(
     Trials are rows of the result record.
     """
     completed = [each for each in trials if each["status"] == "completed"]
-    best = sorted(completed, key=lambda each: each["bits_per_byte"]["mean"])[:count]
+    ordered = sorted(completed, key=lambda each: each["bits_per_byte"]["mean"])
+    best: list[Mapping[str, Any]] = []
+    for each in ordered:  # the sampler may have suggested the same config twice
+        if configs[each["id"]] not in [configs[other["id"]] for other in best]:
+            best.append(each)
+    best = best[:count]
     finalists = [
         Finalist(
             f"trial {each['number']}",
@@ -263,10 +275,13 @@ def confirmation_record(
     references: Mapping[str, Scores],
     searched: Sequence[str],
     sources: Sequence[str] = (),
+    *,
+    counted: str = "",
 ) -> dict[str, Any]:
     """The parts of the result record that confirmation adds, from finalists in order.
 
-    `sources` are those of the documents of the final slice.
+    `sources` are those of the documents of the final slice; `counted` is what the reference models
+    have read, where it is not all that the champion may have.
     """
     champion, *others = confirmed
     rows, comparisons = [], []
@@ -283,7 +298,12 @@ def confirmation_record(
         "finalists": rows,
         "comparisons": comparisons,
         "references": [
-            {"name": name, "bits_per_byte": scores.bits_per_byte, "note": "on the final slice"}
+            {
+                "name": name,
+                "bits_per_byte": scores.bits_per_byte,
+                "note": "on the final slice"
+                + (f"; {counted}" if name != UNIFORM and counted else ""),
+            }
             for name, scores in references.items()
         ],
         "conclusion": [champion_sentence(rows[0]), reference_sentence(champion, references)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
 import torch
@@ -43,6 +44,13 @@ def has_bf16(device: torch.device) -> bool:
 def _has_bf16_instructions() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def release_memory(device: str) -> None:
+    """Gives back what models that are gone have left reserved, to others that share the device."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def out_of_memory(error: Exception) -> str | None:

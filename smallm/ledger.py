@@ -6,6 +6,7 @@ What trains where is the business of the program that owns the ledger (`tune/sea
 from __future__ import annotations
 
 import math
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,24 +17,23 @@ from typing import Any
 import torch
 
 import smallm
-from smallm import comparison, confirmation, leaderboard, report, results
+from smallm import comparison, confirmation, kept_replicates, leaderboard, report, results
 from smallm.baselines import places_of
 from smallm.calibration import fitted_temperature
 from smallm.champion import save_model
 from smallm.comparison_tables import evaluation_tables, prompt_tables
-from smallm.confirmation import Confirmed, Finalist
+from smallm.confirmation import Confirmed, Finalist, Replicate
 from smallm.embeddings import WORD_MAP, word_map
 from smallm.errors import SmallmError, in_one_line
 from smallm.evaluation_run import keep_temperatures, track_models
-from smallm.files import read_json, whole_folder, write_json
-from smallm.hardware import precision_of
+from smallm.files import keep_first_json, read_json, whole_folder, write_json
 from smallm.learning_curves import LEARNING_CURVES, learning_curves
 from smallm.pictures import model_record
 from smallm.predictors import Predictor
 from smallm.predictors.loading import load_predictor
 from smallm.progress import SearchDisplay
 from smallm.provenance import code_digest, hardware, usable_cpus
-from smallm.references import reference_scores
+from smallm.references import counted_note, reference_scores
 from smallm.settings import (
     SCORED_BYTES,
     SHAPE,
@@ -49,9 +49,10 @@ from smallm.tape import Tape
 from smallm.tape_building import build_tape, tape_folder
 from smallm.token_tape import TokenTape, tokenize_tape, tokens_folder
 from smallm.tracking import CHAMPION_URI, Tracker
-from smallm.training import product_dtype
 from smallm.training_run import unused_window
 
+TEXT = "text.json"  # the digest of the text that a search began with
+NAME = re.compile(r"\w[\w.-]*")
 WRITTEN = ("result.json", "leaderboard.csv", "report.html", "plots")
 PROMPTS = 4  # of the default ones, that every model continues at the end of a search
 
@@ -121,10 +122,22 @@ class Ledger:
             self.corpus, self.space, home=self.home, storage=self.storage
         )
         self.seconds["corpus"] = time.perf_counter() - start
+        self._check_text()
         self._tell_corpus()
         tokens = opened(self.default, self.folders)
         if unused := unused_window(tokens, self.space.largest_window()):
             self.say(unused)
+
+    def _check_text(self) -> None:
+        """Raises SmallmError where the text is another one than when the search began."""
+        keep_first_json(self.folder / TEXT, {"digest": self.tape.manifest["digest"]})
+        began = read_json(self.folder / TEXT)["digest"]
+        if began != (now := self.tape.manifest["digest"]):
+            raise SmallmError(
+                f"the text of {self.corpus.source} has changed since {self.folder.name} began "
+                f"(its digest was {began}, now it is {now}): scores would not compare; bring the "
+                "text back, or begin a new search"
+            )
 
     def _tell_corpus(self) -> None:
         manifest = self.tape.manifest
@@ -150,9 +163,8 @@ class Ledger:
 
     def searched(self, trials: Sequence[dict[str, Any]], *, cpus: int, gpus: int) -> dict[str, Any]:
         """The result record of a search without confirmation."""
-        vocabulary = opened(self.default, self.folders).vocabulary
-        device = torch.device("cuda" if gpus else "cpu")
         names = list(self.space.search)
+        precisions = {each["precision"] for each in trials if each["precision"]}
         return {
             "schema": report.SCHEMA,
             "name": self.folder.name,
@@ -160,11 +172,7 @@ class Ledger:
             "smallm": {"version": smallm.__version__, "digest": code_digest()},
             "space": self.space.name,
             "corpus": results.corpus_record(self.tape, self.space.heldout_ratios()),
-            "hardware": hardware(
-                cpus=cpus,
-                gpus=gpus,
-                precision=precision_of(product_dtype(self.default, vocabulary, device)),
-            ),
+            "hardware": hardware(cpus=cpus, gpus=gpus, precision=", ".join(sorted(precisions))),
             "settings": {k: v for k, v in self.default.flat().items() if k not in names},
             "searched": names,
             "seeds": list(self.space.seeds),
@@ -190,6 +198,23 @@ class Ledger:
             default=self.default,
         )
 
+    def kept(self, finalist: Finalist, seed: int) -> Replicate | None:
+        """A confirmed replicate of an earlier run of this search."""
+        return kept_replicates.kept(self.folder, finalist, self.tape.manifest["digest"], seed)
+
+    def keep(self, finalist: Finalist, replicate: Replicate) -> None:
+        """Keeps a confirmed replicate, in case that this run ends early."""
+        try:
+            kept_replicates.keep(self.folder, finalist, self.tape.manifest["digest"], replicate)
+        except SmallmError as error:
+            self.say(f"were the search to end now, it would train this again: {error}")
+
+    def keep_record(self, record: dict[str, Any]) -> None:
+        """Writes what the trials gave, in case that this run ends before it has a champion."""
+        unconfirmed = f"Nothing is confirmed yet: go on with --resume {self.folder.name}."
+        early = {"conclusion": [unconfirmed], "overhead": {}, "seconds": self.seconds}
+        write_json(self.folder / "result.json", {**record, **early})
+
     def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the confirmation to the record, saves the champion and registers it."""
         record["conclusion"] += confirmation.failure_sentences(confirmed)
@@ -200,12 +225,14 @@ class Ledger:
         tokens = opened(settings, self.folders)
         ratios = self.space.heldout_ratios()
         selection, final = self.tape.heldout(ratios)
-        references = reference_scores(
-            tokens, self.tape.training(settings.training.split_ratio), final
-        )
+        training = self.tape.training(settings.training.split_ratio)
+        references = reference_scores(tokens, training, final)
         core = champion.core(tokens.vocabulary)
         sources = self.tape.column("source")[final.first : final.last].tolist()
-        found = confirmation.confirmation_record(ordered, references, record["searched"], sources)
+        counted = counted_note(tokens, training)
+        found = confirmation.confirmation_record(
+            ordered, references, record["searched"], sources, counted=counted
+        )
         found["conclusion"] += [*record["conclusion"], record["replication_advice"]]
         record |= found
         folder = self.folder / "champion"
@@ -232,7 +259,7 @@ class Ledger:
         """Puts the words of the champion in the plane, for the report and for who serves it."""
         try:
             write_json(champion / WORD_MAP, word_map(self._loaded(champion)))
-        except SmallmError as error:
+        except Exception as error:  # whatever it is, the champion must not be lost for a picture
             self.say(f"no picture of the champion's words: {in_one_line(error)}")
 
     def _pictures(self, champion: Path) -> Mapping[str, Any] | None:
@@ -241,7 +268,7 @@ class Ledger:
         words = read_json(file) if file.exists() else None
         try:
             return model_record(self._loaded(champion), comparison.default_prompts(), words)
-        except SmallmError as error:
+        except Exception as error:
             self.say(f"no pictures of the champion: {in_one_line(error)}")
             return None
 
@@ -263,7 +290,7 @@ class Ledger:
         except KeyboardInterrupt:
             self.say("the comparison was interrupted: `smallm evaluate` makes it again")
             return
-        except (SmallmError, OSError) as error:
+        except Exception as error:
             self.say(f"no comparison: {in_one_line(error)}")
             return
         record["comparison"] = found
@@ -443,6 +470,8 @@ def new_search(
     The champion is compared with the `baselines`; a name that is no model raises SmallmError here,
     at the start.
     """
+    if name is not None and not NAME.fullmatch(name):
+        raise SmallmError(f"--name {name}: may have letters, digits and _ . - only")
     places = places_of(baselines)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = home / "searches" / (name or f"{corpus.source}-{space.name}-{stamp}")

@@ -76,11 +76,11 @@ class SearchDisplay:
         self.say(f"trial {number} ended: {reason}; {len(self.seconds)}/{self.trials} trials{note}")
 
     def confirmed(self, name: str, replicate: Replicate, done: int, total: int) -> None:
-        """A finalist has been trained with a fresh seed."""
-        self.say(
-            f"confirmation {done}/{total}: {name} with seed {replicate.seed}: "
+        """A finalist has been trained with a fresh seed, now or before."""
+        bits = replicate.failure or (
             f"{replicate.selection.bits_per_byte:.3f} bits per byte on the selection slice"
         )
+        self.say(f"confirmation {done}/{total}: {name} with seed {replicate.seed}: {bits}")
 
     def _count(self, report: Mapping[str, Any]) -> None:
         self.seconds.append(float(report.get("seconds", 0)))

@@ -19,7 +19,7 @@ MILESTONE = "milestone"
 SAMPLES = 3  # documents whose beginnings the report shows
 
 
-def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]:
+def reported(progress: Progress, *, reduction: int) -> dict[str, Any]:
     """A progress record as Ray Tune and MLflow take it: flat numbers.
 
     `milestone` grows by the reduction factor at every evaluation, so that each one is a rung of
@@ -28,11 +28,12 @@ def reported(progress: Progress, *, rung: int, reduction: int) -> dict[str, Any]
     return {
         METRIC: progress.mean,
         "spread": progress.spread,
-        MILESTONE: reduction**rung,
-        "rung": rung + 1,
+        MILESTONE: reduction ** (progress.rung - 1),
+        "rung": progress.rung,
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens_per_second,
+        "precision": progress.precision,
         "finished": progress.done or len(progress.failures) == len(progress.bits_per_byte),
         "failure": "; ".join(f"seed {seed} {why}" for seed, why in progress.failures.items()),
         **{f"{METRIC}/seed_{seed}": bits for seed, bits in progress.bits_per_byte.items()},
@@ -68,6 +69,7 @@ def trial_record(
         "status": status,
         "reason": reason,
         "machine": machine,
+        "precision": last.get("precision"),
         "tokens": int(last.get("tokens", 0)),
         "seconds": float(last.get("seconds", 0.0)),
         METRIC: None
@@ -119,11 +121,15 @@ def _ended(last: Mapping[str, Any], error: str | None, interrupted: bool) -> tup
         return "failed", error.strip().splitlines()[-1]
     if last.get("finished"):
         failure = str(last.get("failure") or "")
-        diverged = failure and last[METRIC] > (PENALTY + 8) / 3  # most replicates failed
-        return ("failed", failure) if diverged else ("completed", failure)
+        return ("failed" if most_failed(last) else "completed"), failure
     if interrupted:
         return "interrupted", "the search was interrupted"
     return "stopped", f"behind the others at {int(last.get('tokens', 0)):,} tokens"
+
+
+def most_failed(report: Mapping[str, Any]) -> bool:
+    """Whether most replicates of a trial have failed by a report of it."""
+    return bool(report.get("failure")) and report[METRIC] > (PENALTY + 8) / 3
 
 
 def seed_noise(trials: Sequence[Mapping[str, Any]], *, seeds: int) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Progress:
     tokens: int
     """Predicted tokens so far, per replicate."""
     budget: int
+    rung: int
+    """How many of the shares of the budget at which it is scored are behind it."""
     seconds: float
     """Time spent training and scoring so far, resumed parts included."""
     tokens_per_second: float
@@ -60,6 +62,8 @@ class Progress:
     """On the beginning of the selection slice, by seed; PENALTY where the replicate failed."""
     failures: dict[int, str]
     """Why a replicate ended early, by seed."""
+    precision: str | None = None
+    """Of matrix products; None where it was never known."""
     activity: Mapping[int, Activity] = field(default_factory=dict)
     """What the hidden units of each replicate do on the text that is scored, by seed."""
 
@@ -144,11 +148,13 @@ class Training:
             yield Progress(
                 tokens=milestone * self.batches.batch_size,
                 budget=self.total_steps * self.batches.batch_size,
+                rung=sum(each <= milestone for each in self._each_milestone()),
                 seconds=self.seconds,
                 tokens_per_second=tokens * len(bits) / (trained - start),
                 loss=losses,
                 bits_per_byte=bits,
                 failures=dict(self.failures),
+                precision=precision_of(self.dtype),
                 activity=dict(self.activity),
             )
             if len(self.failures) == len(bits):
@@ -187,8 +193,12 @@ class Training:
         }
 
     def _milestones(self) -> list[int]:
+        return sorted(set(self._each_milestone()))
+
+    def _each_milestone(self) -> list[int]:
+        """Steps, one for each share; those of a short training may be the same."""
         shares = self.settings.training.evaluate_at
-        return sorted({max(1, round(share * self.total_steps)) for share in shares})
+        return [max(1, round(share * self.total_steps)) for share in shares]
 
     def _groups(self, *, stacked: bool) -> list[Group]:
         return groups_of(
@@ -333,11 +343,13 @@ def no_memory(settings: Settings, why: str, last: Progress | None) -> Progress:
     return Progress(
         tokens=last.tokens if last else 0,
         budget=settings.training.training_tokens,
+        rung=last.rung if last else 1,
         seconds=last.seconds if last else 0.0,
         tokens_per_second=0.0,
         loss=dict.fromkeys(seeds, PENALTY),
         bits_per_byte=dict.fromkeys(seeds, PENALTY),
         failures=dict.fromkeys(seeds, why),
+        precision=last.precision if last else None,
     )
 
 

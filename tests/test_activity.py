@@ -126,8 +126,8 @@ def searched(tokens):
     for number, name in enumerate(["relu", "tanh", "relu"]):
         settings = SMALL.replace(activation=name, learning_rate=0.004 / (1 + number))
         rows = [
-            reported(progress, rung=rung, reduction=3)
-            for rung, progress in enumerate(Training(settings, tokens, selection=selection))
+            reported(progress, reduction=3)
+            for progress in Training(settings, tokens, selection=selection)
         ]
         point = {"activation": name}
         what = {"id": str(number), "number": number, "settings": point, "rows": rows}

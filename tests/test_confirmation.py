@@ -86,3 +86,16 @@ def test_the_default_config_is_a_finalist_with_its_own_trial():
     assert (added.trial, added.is_default) == ("a", True)
     (_, never) = choose_finalists(trials[1:], count=1, configs=configs, default=default)
     assert never.trial is None
+
+
+def test_a_config_that_was_tried_twice_is_one_finalist():
+    default, best, second = (
+        Settings().replace(activation=name) for name in ("relu", "gelu", "tanh")
+    )
+    configs = {"a": default, "b": best, "c": best, "d": second}
+    trials = [
+        {"id": each, "number": number, "status": "completed", "bits_per_byte": {"mean": mean}}
+        for number, (each, mean) in enumerate(zip("abcd", (2.0, 1.0, 1.0, 1.5), strict=True))
+    ]
+    found = choose_finalists(trials, count=2, configs=configs, default=default)
+    assert [each.name for each in found] == ["trial 1", "trial 3", "the default config"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,8 @@ def place(tmp_path, small_corpus):
 
 def start(place, *arguments, compare_with="none", **environment):
     options = ["--source", "folder", "--path", "corpus", "--compare-with", compare_with]
+    if "--resume" in arguments:
+        options = []
     return subprocess.Popen(
         [sys.executable, "search.py", *options, *arguments],
         cwd=place,
@@ -175,11 +178,16 @@ def test_a_search_ends_with_a_champion_a_report_and_one_mlflow_run_a_trial(place
     assert model.generate(**ids, max_new_tokens=3, do_sample=False).shape[1] == len(ids[0]) + 3
 
 
-def test_a_killed_driver_resumes_with_the_same_trials_and_no_second_run(place):
-    process = start(place, "--space", "long.yaml")
-    read_until(process, "rung 1/3")
+def kill(process):
     process.send_signal(signal.SIGKILL)
     process.wait()
+    process.stdout.close()
+
+
+def test_a_killed_driver_resumes_with_the_same_trials_and_no_second_run(place):
+    process = start(place, "--space", "long.yaml")
+    before = read_until(process, "trial 1 ended")
+    kill(process)
     (folder,) = (place / "home" / "searches").iterdir()
     assert not (folder / "result.json").exists()
     output = finish(start(place, "--resume"))
@@ -187,12 +195,37 @@ def test_a_killed_driver_resumes_with_the_same_trials_and_no_second_run(place):
     assert "5/5 trials" in output
     _, result = only_search(place)
     assert result["overhead"]["ratio"] > 1  # without the work that was done before
-    assert len(result["trials"]) == 5
+    check_five_trials(place, result)
+    told = re.findall(r"trial (\d) rung (\d)/3: (\S+) ", before)
+    assert len(told) > 2
+    for number, rung, bits in told:  # nothing that was known is lost or another number now
+        curve = result["trials"][int(number)]["curve"]
+        assert f"{curve[int(rung) - 1]['mean']:.3f}" == bits
+
+
+def check_five_trials(place, result):
+    assert [trial["number"] for trial in result["trials"]] == [0, 1, 2, 3, 4]
     assert result["champion"]
     _, runs = runs_of(local_uri(place))
     assert keys_of(runs) == expected_keys(result)
-    numbers = [trial["number"] for trial in result["trials"]]
-    assert numbers == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.long
+def test_what_was_confirmed_is_not_trained_again_after_the_drivers_death(place):
+    process = start(place, "--space", "long.yaml")
+    read_until(process, "confirmation 1/")
+    kill(process)
+    folder, early = only_search(place)
+    assert "Nothing is confirmed yet" in early["conclusion"][0]
+    confirmed = {path: path.stat().st_mtime_ns for path in (folder / "confirmed").iterdir()}
+    assert confirmed
+    output = finish(start(place, "--resume"))
+    assert "5/5 trials ended before" in output
+    assert " starts: " not in output
+    assert {path: path.stat().st_mtime_ns for path in confirmed} == confirmed
+    _, result = only_search(place)
+    assert result["trials"] == early["trials"]
+    check_five_trials(place, result)
 
 
 def test_control_c_ends_cleanly_with_what_is_known(place):
@@ -296,6 +329,11 @@ class serving:
         (["--split-ratio", "1.5"], "split_ratio"),
         (["--learning-rate", "-1"], "learning_rate"),
         (["--resume", "nothing"], "known: none"),
+        (
+            ["--resume", "--trials", "9", "--dry-run", "--hidden", "8"],
+            "--hidden, --trials, --dry-run",
+        ),
+        (["--name", "team/run"], "--name team/run: may have letters"),
         (["--compare-with", "gtp2"], "did you mean"),
     ],
 )

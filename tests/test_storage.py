@@ -210,9 +210,10 @@ SEARCH = Path(__file__).parents[1] / "tune" / "search.py"
 
 def start(place, home, *arguments, **environment):
     corpus = ["--source", "folder", "--path", place / "corpus", "--compare-with", "none"]
-    stored = ["--space", place / "space.yaml", "--storage", f"s3://{s3.BUCKET}/{place.name}"]
+    stored = ["--storage", f"s3://{s3.BUCKET}/{place.name}"]
+    new = [] if "--resume" in arguments else [*corpus, "--space", place / "space.yaml"]
     return subprocess.Popen(
-        [sys.executable, SEARCH, *corpus, *stored, *arguments],
+        [sys.executable, SEARCH, *new, *stored, *arguments],
         env={
             **os.environ,
             "SMALLM_HOME": str(place / home),

@@ -428,3 +428,13 @@ def test_replicates_that_stacked_need_too_much_memory_train_in_turn(bpe_tokens, 
     assert not records[-1].failures
     kept = bpe_tokens.tape.folder / "replication" / f"{training._shape_digest()}.json"
     assert not kept.exists()
+
+
+@pytest.mark.parametrize("steps", [9, 40, 196, 333])
+def test_an_evaluation_has_the_number_of_its_share_whatever_the_budget(bpe_tokens, steps):
+    settings = SMALL.replace(
+        training_tokens=64 * steps, evaluate_at=[0.1111111111, 0.3333333333, 1.0], seeds=[1]
+    )
+    _, progress = run(settings, bpe_tokens)
+    assert [each.rung for each in progress] == [1, 2, 3]
+    assert {each.precision for each in progress} == {"fp32"}

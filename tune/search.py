@@ -32,6 +32,7 @@ import click
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "5")
+os.environ.setdefault("RAY_task_oom_retries", "2")  # of the confirmation; Ray never gives up
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # of its three we keep one
 
 import optuna
@@ -70,6 +71,10 @@ from smallm.training import PENALTY
 
 # Of one trial. Until Ray knows that a machine is gone it may place a trial there again and again.
 MOST_FAILURES = 5
+MAY_DIFFER = ("resume", "storage", "wait", "trials_per_gpu")  # when a search goes on
+FAILED_PATIENCE = 60.0  # seconds for machines that the head's logs say cannot be started
+TELL_EVERY = 30.0  # seconds
+MOST_ASKED = 20  # times that the sampler may suggest what was tried, in a space of few configs
 PACKED = "report"  # the name of all that a trial reports, as one line of JSON
 
 
@@ -133,14 +138,13 @@ def train_trial(
     config: dict[str, Any], *, space: Space, folders: Folders, job: dict[str, Any]
 ) -> None:
     """One config with all its replicates, as Ray Tune runs it: reports until told to stop."""
-    from smallm.hardware import out_of_memory
+    from smallm.hardware import out_of_memory, release_memory
     from smallm.training import Training, no_memory
 
     settings = space.config(config["point"])
     tokens = opened_here(settings, folders, job)
     selection, _ = tokens.tape.heldout(space.heldout_ratios())
-    training, last, rung = None, None, 0
-    shares = settings.training.evaluate_at
+    training, last, why = None, None, None
     try:
         with state_of(tune.get_checkpoint()) as state:
             training = Training(
@@ -152,8 +156,7 @@ def train_trial(
                 resume_from=state,
             )
         for last in training:
-            rung = sum(share < last.tokens / last.budget - 1e-3 for share in shares)
-            report = results.reported(last, rung=rung, reduction=space.reduction)
+            report = results.reported(last, reduction=space.reduction)
             if report["finished"] or not on_shared_disk(job):
                 tune.report(packed(report))
             else:
@@ -164,9 +167,12 @@ def train_trial(
     except (MemoryError, RuntimeError) as error:
         if not (why := out_of_memory(error)):
             raise
-        del training  # what it holds is the next trial's
+    finally:
+        del training  # others share the device, and this process goes on with another trial
+        release_memory(job["device"])
+    if why:
         failed = no_memory(settings, why, last)
-        tune.report(packed(results.reported(failed, rung=rung, reduction=space.reduction)))
+        tune.report(packed(results.reported(failed, reduction=space.reduction)))
 
 
 @ray.remote(max_retries=2)
@@ -174,16 +180,19 @@ def train_replicate(
     settings: Settings, space: Space, folders: Folders, job: dict[str, Any]
 ) -> confirmation.Replicate:
     """One finalist with one fresh seed."""
+    from smallm.hardware import out_of_memory, release_memory
+
     tokens = opened_here(settings, folders, job)
     selection, final = tokens.tape.heldout(space.heldout_ratios())
-    return confirmation.confirm(
-        settings,
-        tokens,
-        selection=selection,
-        final=final,
-        threads=job["threads"],
-        device=job["device"],
-    )
+    place = {"threads": job["threads"], "device": job["device"]}
+    try:
+        return confirmation.confirm(settings, tokens, selection=selection, final=final, **place)
+    except (MemoryError, RuntimeError) as error:
+        if not (why := out_of_memory(error)):
+            raise
+    finally:
+        release_memory(job["device"])
+    return confirmation.without_memory(settings.training.seeds[0], why)
 
 
 class OptunaSearcher(Searcher):
@@ -203,9 +212,20 @@ class OptunaSearcher(Searcher):
         self.told: dict[str, set[int]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next config; the default one comes first."""
-        self.asked[trial_id] = trial = self.study.ask()
-        return {"number": trial.number, "point": self.space.suggest(trial)}
+        """The next config, a new one if there may be one left; the default one comes first."""
+        states = optuna.trial.TrialState
+        before = self.study.get_trials(
+            deepcopy=False, states=(states.RUNNING, states.COMPLETE, states.PRUNED)
+        )
+        known = [each.params for each in before]
+        for attempt in range(MOST_ASKED):
+            trial = self.study.ask()
+            point = self.space.suggest(trial)
+            if point not in known or attempt == MOST_ASKED - 1:
+                break
+            self.study.tell(trial, state=states.FAIL)  # which the sampler leaves out
+        self.asked[trial_id] = trial
+        return {"number": len(known), "point": point}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes an intermediate value on, once."""
@@ -258,6 +278,13 @@ class Listener(tune.Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Tune's loop turns: at first, a resumed search has trials that have ended."""
+        self._begin(trials)
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """All trials have ended; where they had before, Tune's loop has not turned."""
+        self._begin(trials)
+
+    def _begin(self, trials: list[Any]) -> None:
         if not self.begun:
             self.begun = True
             known = [(trial, unpacked(trial.last_result or {})) for trial in trials]
@@ -299,12 +326,15 @@ class Listener(tune.Callback):
 
     def _ended(self, trial: Any, *, error: str | None) -> None:
         last = unpacked(trial.last_result or {})
+        failure = last.get("failure", "")
+        failed = results.most_failed(last)
         status, reason = stop_reason(
             tokens=int(last.get("tokens", 0)),
             budget=self.space.config(trial.config["point"]).training.training_tokens,
-            failure=last.get("failure", ""),
+            failure=failure if failed else "",
             error=error,
         )
+        reason += f"; {failure}" if failure and not failed else ""
         self.tracker.end_run(f"trial/{trial.trial_id}", status=status, reason=reason)
         self.display.ended(trial.config["number"], last, reason)
         # Of every number Ray keeps statistics, of all trials to the end of the search; nobody asks.
@@ -422,31 +452,39 @@ def with_resources(task: Any, job: dict[str, Any]) -> Any:
 def confirm(ledger: Ledger, record: dict[str, Any], job: dict[str, Any]) -> list[Confirmed]:
     """Every finalist with every fresh seed, as many at once as fit."""
     finalists, seeds = ledger.finalists(record), ledger.space.confirmation_seeds
-    task = with_resources(train_replicate, job)
-    waiting = {
-        task.remote(
-            each.settings.replace(seeds=[seed]), space=ledger.space, folders=ledger.folders, job=job
-        ): (each, seed)
-        for seed in seeds
-        for each in finalists
-    }
-    total = len(waiting)
+    wanted = [(each, seed) for seed in seeds for each in finalists]
     done: dict[tuple[str, int], confirmation.Replicate] = {}
-    for replicate, (finalist, seed) in _as_they_end(waiting):
+    for finalist, seed, replicate in _confirmed(ledger, wanted, job):
         done[finalist.name, seed] = replicate
-        ledger.display.confirmed(finalist.name, replicate, len(done), total)
+        ledger.display.confirmed(finalist.name, replicate, len(done), len(wanted))
     return [Confirmed(each, tuple(done[each.name, seed] for seed in seeds)) for each in finalists]
 
 
-def _as_they_end(waiting: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+def _confirmed(
+    ledger: Ledger, wanted: list[tuple[confirmation.Finalist, int]], job: dict[str, Any]
+) -> Iterator[tuple[confirmation.Finalist, int, confirmation.Replicate]]:
+    """The replicates as they end: those of an earlier run first, each new one is kept."""
+    task = with_resources(train_replicate, job)
+    place = {"space": ledger.space, "folders": ledger.folders, "job": job}
+    waiting = {}
+    for finalist, seed in wanted:
+        if replicate := ledger.kept(finalist, seed):
+            yield finalist, seed, replicate
+        else:
+            settings = finalist.settings.replace(seeds=[seed])
+            waiting[task.remote(settings, **place)] = (finalist, seed)
     while waiting:
         (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
-        key = waiting.pop(ready)
+        finalist, seed = waiting.pop(ready)
         try:
-            yield ray.get(ready), key
+            replicate = ray.get(ready)
+            ledger.keep(finalist, replicate)
+        except ray.exceptions.OutOfMemoryError as error:
+            replicate = confirmation.without_memory(seed, why_failed(type(error).__name__))
         except ray.exceptions.RayError as error:
             why = str(error).strip().splitlines()[-1]
             raise SmallmError(f"confirmation failed: {why}; go on with --resume") from error
+        yield finalist, seed, replicate
 
 
 def start_ray() -> bool:
@@ -483,14 +521,22 @@ def nodes() -> list[dict[str, Any]]:
 def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
     """Waits for the machines of the cluster file, and names those that do not come, and why."""
     listed, fewest = cluster.listed_machines(), cluster.least_machines()
-    deadline = time.monotonic() + patience
+    start = told = time.monotonic()
     while True:
         joined = [node["NodeManagerAddress"] for node in nodes()]
         missing = cluster.missing_machines(listed, joined)
-        if (not missing and (listed or len(joined) >= fewest)) or time.monotonic() > deadline:
+        now = time.monotonic()
+        hopeless = missing and all(each.failed for each in missing)
+        if (not missing and (listed or len(joined) >= fewest)) or now - start > (
+            min(patience, FAILED_PATIENCE) if hopeless else patience
+        ):
             break
+        if now - told > TELL_EVERY:
+            told = now
+            awaited = ", ".join(each.address for each in missing) or f"{fewest} machines"
+            say(f"waiting for {awaited} to join; `--wait` says how long")
         time.sleep(1)
-    for address, why in missing:
+    for address, why, _ in missing:
         say(f"{address} has not joined ({why}); the search goes on without it")
     if not listed and len(joined) < fewest:
         say(
@@ -534,12 +580,14 @@ def make_job(
     home: Path,
     storage: Storage | None,
     say: Callable[[str], None],
+    joined: bool,
     per_gpu: int = 4,
 ) -> dict[str, Any]:
     """What every trial must know: resources, threads, device, code digest, where its data are.
 
     The mark is a file of the driver's own: machines that do not see it get the data sent, unless
-    there is a storage to fetch them from.
+    there is a storage to fetch them from. A head by itself cannot tell whether machines that join
+    later will see it.
     """
     total = ray.cluster_resources()
     present = nodes()
@@ -575,7 +623,8 @@ def make_job(
         with storage.marked() as mark_there:
             on_every_machine(reaches, storage.uri, mark_there, say=say)
     job["shared"] = all(each.shared for each in seen)
-    if not job["shared"]:
+    alone = len(seen) == 1 and joined
+    if not storage and (alone or not job["shared"]):
         job["parcels"] = [
             (str(folder), [ray.put(piece) for piece in parcels.pieces(folder)])
             for folder in parcels.folders_of(folders.values())
@@ -620,9 +669,9 @@ def dry_run(
         mark = Path(folder) / "mark"
         mark.write_text(uuid.uuid4().hex, encoding="utf-8")
         try:
-            if start_ray():
+            if joined := start_ray():
                 wait_for_machines(patience, print)
-            place = {"home": home, "storage": storage, "say": print}
+            place = {"home": home, "storage": storage, "say": print, "joined": joined}
             job = make_job(space, folders, mark, per_gpu=per_gpu, **place)
             speed = ray.get(with_resources(measured_speed, job).remote(space, folders, job))
             machines = [node["NodeManagerAddress"] for node in nodes()]
@@ -643,11 +692,12 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
     start = time.perf_counter()
     confirmed: list[Confirmed] = []
     try:
-        if start_ray():
+        if joined := start_ray():
             wait_for_machines(patience, ledger.say)
         mark = ledger.folder / "search.json"
         place = {"home": ledger.home, "storage": ledger.storage, "say": ledger.say}
-        job = make_job(ledger.space, ledger.folders, mark, per_gpu=per_gpu, **place)
+        place |= {"joined": joined, "per_gpu": per_gpu}
+        job = make_job(ledger.space, ledger.folders, mark, **place)
         if not job["shared"]:
             ledger.say(plan.NOT_SHARED)
         ledger.display.concurrent = job["concurrent"]
@@ -662,6 +712,7 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
             trial["status"] == "interrupted" for trial in trials
         )
         if not interrupted:
+            ledger.keep_record(record)
             try:
                 confirmed = confirm(ledger, record, job)
             except KeyboardInterrupt:
@@ -685,6 +736,20 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
     return 0
 
 
+def check_same_search(context: click.Context) -> None:
+    """Raises SmallmError for options that a search which goes on cannot have."""
+    given = click.core.ParameterSource.COMMANDLINE
+    others = [
+        each.opts[0]
+        for each in context.command.params
+        if each.name not in MAY_DIFFER and context.get_parameter_source(str(each.name)) == given
+    ]
+    if others:
+        raise SmallmError(
+            f"--resume goes on with the search as it was asked for: leave out {', '.join(others)}"
+        )
+
+
 @click.command(context_settings={"max_content_width": 100})
 @settings_options("corpus", "tokens", "model", "training")
 @click.option("--space", default="quick", help="A space that ships with SmaLLM, or a YAML file.")
@@ -703,9 +768,10 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
 @click.option(
     "--wait",
     type=click.FloatRange(0),
-    default=60,
+    default=900,
     show_default=True,
-    help="Seconds that listed machines of a cluster have to join.",
+    help="Seconds that the machines of a cluster file have to join; a minute is enough for those "
+    "that cannot be reached.",
 )
 @click.option(
     "--trials-per-gpu",
@@ -716,7 +782,9 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
 )
 @click.option("--resume", is_flag=False, flag_value="newest", help="Go on with a search, by name.")
 @storage_option("tapes, checkpoints and results are")
+@click.pass_context
 def main(
+    context: click.Context,
     given: dict[str, Any],
     space: str,
     compare_with: str,
@@ -738,6 +806,7 @@ def main(
         shared.check()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or local_uri(home)
     if resume:
+        check_same_search(context)
         if shared:
             fetch_search(shared, home, resume)
         folder = search_to_resume(home, resume)
