@@ -60,7 +60,7 @@ if listens 5000; then
     echo "port 5000 of $(hostname) is taken by a program that is not MLflow; end it there" >&2
     exit 1
   }
-  echo "MLflow runs already; it was not started here, and keeps runs where it was told to"
+  echo "MLflow runs already, by other means than this script: end it to have other settings"
   exit
 fi
 setsid nohup "$0" supervise >> "$home/server.log" 2>&1 < /dev/null &

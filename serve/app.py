@@ -26,9 +26,10 @@ from smallm.serving.api import build_api
 from smallm.serving.front import Front
 from smallm.serving.keys import Keys, check_address, given_keys
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
-from smallm.serving.settings import ServeSettings, from_arguments
+from smallm.serving.settings import ServeSettings, from_arguments, is_on_this_machine
 from smallm.serving.together import Answers
 
+HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head of a cluster
 FAILURES = (RayError, RayTaskError, RayServeException)
 
 
@@ -232,6 +233,10 @@ def deployment_of(name: str, settings: ServeSettings) -> serve.Deployment:
         }
     return Model.options(
         name=re.sub(r"[^\w.-]", "-", name),
-        ray_actor_options={"num_cpus": own.cpus, "num_gpus": own.gpus},
+        ray_actor_options={
+            "num_cpus": own.cpus,
+            "num_gpus": own.gpus,
+            "resources": HEAD if is_on_this_machine(name) else {},
+        },
         **options,
     )

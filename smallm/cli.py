@@ -225,7 +225,7 @@ def _unsent(home: Path, uri: str) -> list[Path]:
     from smallm.tracking import waiting
 
     folders = recorded(home, JOURNAL_NAME)
-    return waiting(folders, uri) if folders else []
+    return waiting(folders, uri, lambda line: click.echo(line, err=True)) if folders else []
 
 
 def _unused(folder: Path) -> Path:

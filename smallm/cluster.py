@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +21,7 @@ LOGS = Path("/tmp/ray/session_latest/logs")
 NOT_INSTALLED = "SmaLLM is not installed"
 """In the last line of clusters/install.sh where it fails: all of its words are in monitor.out."""
 FAILURES = (("monitor.err", ""), ("monitor.out", NOT_INSTALLED))
+PROGRESS = ("monitor.log", "monitor.out")
 KINDS = {dict: "`name: value` lines", list: "a list", str: "text", int: "a whole number"}
 """What a part of a cluster file may be."""
 Kind = TypeVar("Kind", dict[str, Any], list[Any], str, int)
@@ -43,8 +46,47 @@ class Missing(NamedTuple):
     address: str
     why: str
     """What the head's logs last said of it."""
-    failed: bool
-    """Whether that is an error: it cannot be reached, or its installation failed."""
+    errors: int
+    """How many lines of the logs say that it cannot be reached, or that its installation failed."""
+
+
+class Patience:
+    """How long to wait for machines that are missing: until time is over, or all seem to fail.
+
+    A machine that starts cannot be reached at first, and then is installed for minutes without an
+    error; one that will not come has the same error again and again. Times are in seconds.
+    """
+
+    FAILING = 60.0  # for which the errors of a machine that will not come are repeated
+    QUIET = 30.0  # after which a machine with errors may be coming all the same
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self.errors: dict[str, int] = {}
+        self.first: dict[str, float] = {}
+        self.newest: dict[str, float] = {}
+
+    def failing(self, missing: Iterable[Missing], now: float) -> list[Missing]:
+        """Those that do not seem to come, at a time since the beginning."""
+        return [each for each in missing if self._fails(each, now)]
+
+    def ends(self, missing: Collection[Missing], now: float) -> bool:
+        """Whether nothing more is to be expected."""
+        return now > self.most or (
+            bool(missing) and len(self.failing(missing, now)) == len(missing)
+        )
+
+    def _fails(self, machine: Missing, now: float) -> bool:
+        address = machine.address
+        if machine.errors > self.errors.get(address, 0):
+            self.errors[address] = machine.errors
+            if now - self.newest.get(address, -math.inf) > self.QUIET:
+                self.first[address] = now
+            self.newest[address] = now
+        if NOT_INSTALLED in machine.why:
+            return True
+        first, newest = self.first.get(address, now), self.newest.get(address, now)
+        return newest - first >= self.FAILING and now - newest <= self.QUIET
 
 
 class Seen(NamedTuple):
@@ -142,16 +184,21 @@ def _resolved(name: str) -> str:
     return name
 
 
-def _last_words(address: str, logs: Path) -> tuple[str, bool]:
-    """The last line on a machine: of what went wrong, else of what was going on; and which."""
-    for name, mark in (*FAILURES, ("monitor.log", ""), ("monitor.out", "")):
-        with suppress(OSError):
-            lines = (logs / name).read_text(encoding="utf-8", errors="replace").splitlines()
-            told = [
-                line.strip()
-                for line in lines
-                if address in line and mark in line and not any(each in line for each in CHATTER)
-            ]
-            if told:
-                return told[-1], (name, mark) in FAILURES
-    return f"{logs} says nothing of it", False
+def _last_words(address: str, logs: Path) -> tuple[str, int]:
+    """The last line on a machine: of what went wrong, else of what was going on; and how many
+    lines say what went wrong."""
+    failed = [line for name, mark in FAILURES for line in _lines_on(address, logs / name, mark)]
+    for told in (failed, *(_lines_on(address, logs / name) for name in PROGRESS)):
+        if told:
+            return told[-1], len(failed)
+    return f"{logs} says nothing of it", 0
+
+
+def _lines_on(address: str, log: Path, mark: str = "") -> list[str]:
+    """The lines of a log that name a machine and have a mark."""
+    named = re.compile(rf"(?<![\w.]){re.escape(address)}(?![\w.])")
+    with suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = (line.strip() for line in lines if mark in line and named.search(line))
+        return [line for line in told if not any(each in line for each in CHATTER)]
+    return []

@@ -33,7 +33,7 @@ def open_home(path: Path | None = None) -> Path:
 
 
 def newest_search(home: Path) -> Path:
-    """The folder of the search that ended last under a home."""
+    """The folder of the search under a home that last wrote what it found."""
     results = sorted(home.glob("searches/*/result.json"), key=lambda path: path.stat().st_mtime)
     if not results:
         raise SmallmError(f"{home}: holds no finished search yet: run `make search`")

@@ -7,24 +7,32 @@ its header.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from smallm.confirmation import Finalist, Replicate
+from smallm.errors import SmallmError, in_one_line
 from smallm.files import whole_file
 from smallm.scoring import Scores
+from smallm.storage import SEARCHES, Storage
 
 FOLDER = "confirmed"  # inside that of a search
 SLICES = ("selection", "final")
+DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+
+Origin = Mapping[str, Any]
+"""What decides a replicate besides its config and seed, as JSON takes it."""
 
 
-def keep(folder: Path, finalist: Finalist, text: str, replicate: Replicate) -> None:
-    """Writes a replicate that was trained on the text of a digest into the folder of a search.
+def keep(folder: Path, finalist: Finalist, origin: Origin, replicate: Replicate) -> None:
+    """Writes a replicate into the folder of a search.
 
     One that failed is not kept: it is tried again.
     """
@@ -37,7 +45,7 @@ def keep(folder: Path, finalist: Finalist, text: str, replicate: Replicate) -> N
         if (column := getattr(getattr(replicate, part), field.name)) is not None
     }
     header = {
-        "of": _origin(finalist, text),
+        "of": _of(finalist, origin),
         "seed": replicate.seed,
         "seconds": replicate.seconds,
     }
@@ -46,15 +54,30 @@ def keep(folder: Path, finalist: Finalist, text: str, replicate: Replicate) -> N
         save_file({**columns, "weights": weights}, temporary, {"replicate": json.dumps(header)})
 
 
-def kept(folder: Path, finalist: Finalist, text: str, seed: int) -> Replicate | None:
-    """A replicate that was kept; None where there is none of this config, text and seed."""
+def kept(folder: Path, finalist: Finalist, origin: Origin, seed: int) -> Replicate | None:
+    """A replicate that was kept; None where there is none of this config, origin and seed.
+
+    Raises SmallmError where it cannot be read.
+    """
     path = _path(folder, finalist, seed)
-    if not path.exists():
-        return None
+    try:
+        return _read(path, _of(finalist, origin)) if path.exists() else None
+    except DAMAGED as error:
+        raise SmallmError(f"{path}: cannot be read: {in_one_line(error)}") from error
+
+
+def forget(folder: Path, storage: Storage | None) -> None:
+    """Deletes all that was kept of a search, here and in its storage."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    if storage:
+        storage.delete(f"{SEARCHES}/{folder.name}/{FOLDER}")
+
+
+def _read(path: Path, of: dict[str, Any]) -> Replicate | None:
     with safe_open(path, framework="numpy") as file:
         header = json.loads(file.metadata()["replicate"])
         columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-    if header.pop("of") != _origin(finalist, text):
+    if header.pop("of") != of:
         return None
     weights = columns.pop("weights").tobytes()
     parts: dict[str, dict[str, Any]] = {part: {} for part in SLICES}
@@ -74,9 +97,7 @@ def _path(folder: Path, finalist: Finalist, seed: int) -> Path:
     return folder / FOLDER / f"{finalist.name.replace(' ', '-')}-{seed}.safetensors"
 
 
-def _origin(finalist: Finalist, text: str) -> dict[str, Any]:
+def _of(finalist: Finalist, origin: Origin) -> dict[str, Any]:
     """What decides a replicate besides its seed, as JSON gives it back."""
-    origin: dict[str, Any] = json.loads(
-        json.dumps({"settings": finalist.settings.flat(), "text": text})
-    )
-    return origin
+    of: dict[str, Any] = json.loads(json.dumps({**origin, "settings": finalist.settings.flat()}))
+    return of

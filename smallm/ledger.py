@@ -199,21 +199,38 @@ class Ledger:
         )
 
     def kept(self, finalist: Finalist, seed: int) -> Replicate | None:
-        """A confirmed replicate of an earlier run of this search."""
-        return kept_replicates.kept(self.folder, finalist, self.tape.manifest["digest"], seed)
+        """A confirmed replicate of an earlier run of this search, whose work is not this run's."""
+        try:
+            found = kept_replicates.kept(self.folder, finalist, self._origin(), seed)
+        except SmallmError as error:
+            self.say(f"{error}; it is trained again")
+            return None
+        self.display.spent_before += found.seconds if found else 0.0
+        return found
 
     def keep(self, finalist: Finalist, replicate: Replicate) -> None:
         """Keeps a confirmed replicate, in case that this run ends early."""
         try:
-            kept_replicates.keep(self.folder, finalist, self.tape.manifest["digest"], replicate)
+            kept_replicates.keep(self.folder, finalist, self._origin(), replicate)
         except SmallmError as error:
             self.say(f"were the search to end now, it would train this again: {error}")
 
+    def _origin(self) -> dict[str, Any]:
+        """What decides a replicate besides its config and seed."""
+        return {
+            "text": self.tape.manifest["digest"],
+            "ratios": self.space.heldout_ratios(),
+            "code": code_digest(),
+        }
+
     def keep_record(self, record: dict[str, Any]) -> None:
         """Writes what the trials gave, in case that this run ends before it has a champion."""
-        unconfirmed = f"Nothing is confirmed yet: go on with --resume {self.folder.name}."
+        path = self.folder / "result.json"
+        if path.exists() and read_json(path)["champion"]:
+            return
+        unconfirmed = f"The confirmation has not ended: --resume {self.folder.name} goes on with it"
         early = {"conclusion": [unconfirmed], "overhead": {}, "seconds": self.seconds}
-        write_json(self.folder / "result.json", {**record, **early})
+        write_json(path, {**record, **early})
 
     def crown(self, confirmed: Sequence[Confirmed], record: dict[str, Any]) -> None:
         """Adds the confirmation to the record, saves the champion and registers it."""
@@ -357,9 +374,13 @@ class Ledger:
         interrupted: bool,
     ) -> None:
         """Writes the result and prints it."""
-        trained = math.fsum(trial["seconds"] for trial in record["trials"])
-        work = trained - self.display.spent_before  # exactly 0 if nothing was done
-        work += math.fsum(one.seconds for each in confirmed for one in each.replicates)
+        work = math.fsum(
+            [
+                *(trial["seconds"] for trial in record["trials"]),
+                *(one.seconds for each in confirmed for one in each.replicates),
+                -self.display.spent_before,
+            ]
+        )
         record["overhead"] = results.overhead(
             wall=wall, trials=work, concurrent=self.display.concurrent
         )
@@ -382,7 +403,15 @@ class Ledger:
             status="KILLED" if interrupted else "FINISHED",
             reason=record["conclusion"][0],
         )
+        if record["champion"]:
+            self._forget_replicates()
         self.say(f"report: {self.folder / 'report.html'}")
+
+    def _forget_replicates(self) -> None:
+        try:
+            kept_replicates.forget(self.folder, self.storage)
+        except SmallmError as error:
+            self.say(f"the confirmation's models stay in the storage: {error}")
 
     def _write(self, record: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", record)

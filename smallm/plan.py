@@ -17,6 +17,10 @@ NOT_SHARED = (
     "not all machines share the folder of the search: the corpus is sent to the others, and a "
     "trial that fails there starts again instead of resuming"
 )
+MAY_NOT_SHARE = (
+    "machines that join later are sent the corpus; if they do not share the folder of the search, "
+    "a trial that fails there starts again instead of resuming"
+)
 CALIBRATION_SECONDS = 2.0  # of training that give the speed to about a tenth
 
 

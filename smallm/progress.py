@@ -28,7 +28,7 @@ class SearchDisplay:
         self.start = time.perf_counter()
         self.best: tuple[float, str] | None = None
         self.seconds: list[float] = []
-        self.spent_before = 0.0  # seconds of work in trials, when a resumed search goes on
+        self.spent_before = 0.0  # seconds of work, when a resumed search goes on
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

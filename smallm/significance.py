@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,7 +74,7 @@ def bits_per_byte(nll_sum: float, bytes_sum: float) -> float:
 def multi_bootstrap(nll: ArrayLike, bytes_: ArrayLike, *, draws: int = 2000, seed: int) -> Interval:
     """Bits per byte, averaged over seeds, with its interval over seeds and documents."""
     table, sizes = _checked(nll, bytes_)
-    return _mean_interval(table, sizes, *_resampled(table, sizes, draws, seed))
+    return _possible(table, _mean_interval(table, sizes, *_resampled(table, sizes, draws, seed)))
 
 
 def ratio_interval(
@@ -84,7 +84,7 @@ def ratio_interval(
     table, sizes = _checked(np.asarray(totals, dtype=np.float64)[None], sizes)
     scores, _ = _resampled(table, sizes, draws, seed)
     low, high = _ends(math.log(2) * _with_few_documents(scores, table, sizes)[:, 0])
-    return Interval(float(table.sum() / sizes.sum()), low, high)
+    return _possible(table, Interval(float(table.sum() / sizes.sum()), low, high))
 
 
 def compare(
@@ -235,6 +235,11 @@ def _with_few_documents(scores: Floats, table: Floats, sizes: Floats) -> Floats:
     """The scores of resampled documents, as far from the true ones as so few documents may be."""
     found: Floats = table.sum(axis=1) / (math.log(2) * sizes.sum())
     return found + _widening(len(sizes)) * (scores - found)
+
+
+def _possible(table: Floats, interval: Interval) -> Interval:
+    """An interval that is not below zero where nothing can be."""
+    return replace(interval, low=max(interval.low, 0.0)) if table.min() >= 0 else interval
 
 
 def _mean_interval(table: Floats, sizes: Floats, scores: Floats, weights: Floats) -> Interval:

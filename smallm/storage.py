@@ -121,6 +121,13 @@ class Storage:
             if inside.parts[0] not in APART:
                 self.keep_file(path, f"{name}/{inside.as_posix()}")
 
+    def delete(self, name: str) -> None:
+        """Deletes a folder, if it is there."""
+        path = self.path(name)
+        with self._told("deleted from"):
+            if self.filesystem.get_file_info(path).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(path)
+
     def keep_file(self, path: Path, name: str) -> None:
         """Takes a file, in place of one of that name."""
         with path.open("rb") as file, self._told("written"):

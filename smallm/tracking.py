@@ -92,20 +92,27 @@ class SyncResult(NamedTuple):
     pending: int
 
 
-def waiting(folders: Iterable[Path], uri: str) -> list[Path]:
+def waiting(folders: Iterable[Path], uri: str, notify: Notify) -> list[Path]:
     """Those of the folders whose journals hold what the MLflow at a URI does not have.
 
-    Left out is what another process records now: it sends that itself.
+    Left out is what another process records now: it sends that itself. A journal that cannot be
+    read is told.
     """
     client = _connect(uri)
-    return [folder for folder in folders if _waits(folder, client, uri)]
+    found = []
+    for folder in folders:
+        try:
+            if _waits(folder, client, uri):
+                found.append(folder)
+        except HeldError:
+            pass
+        except SmallmError as error:
+            notify(f"left out: {error}")
+    return found
 
 
 def _waits(folder: Path, client: MlflowClient, uri: str) -> bool:
-    try:
-        journal = Journal(folder.resolve())
-    except HeldError:
-        return False
+    journal = Journal(folder.resolve())
     try:
         opened = _first_event(journal)
         return opened is not None and journal.has_pending(

@@ -140,7 +140,48 @@ def test_a_machine_that_has_not_joined_is_named_with_the_last_error_of_the_logs(
     listed = ["192.0.2.10", "192.0.2.12", "192.0.2.13"]
     missing = cluster.missing_machines(listed, ["192.0.2.10"], logs=tmp_path)
     nothing = f"{tmp_path} says nothing of it"
-    assert missing == [("192.0.2.12", why, True), ("192.0.2.13", nothing, False)]
+    assert missing == [("192.0.2.12", why, 2), ("192.0.2.13", nothing, 0)]
+
+
+def test_a_longer_address_is_not_taken_for_a_shorter_one(tmp_path):
+    (tmp_path / "monitor.err").write_text("ssh: connect to host 192.0.2.12 port 22: no route\n")
+    (missing,) = cluster.missing_machines(["192.0.2.1"], [], logs=tmp_path)
+    assert missing.errors == 0
+
+
+def machine(errors, why="ssh: no route"):
+    return cluster.Missing("192.0.2.12", why, errors)
+
+
+def test_a_machine_that_fails_again_and_again_is_not_waited_for():
+    patience = cluster.Patience(900)
+    ended = [now for now in range(0, 900, 5) if patience.ends([machine(now // 5)], now)]
+    assert 60 <= ended[0] <= 70
+
+
+def test_a_machine_that_was_late_and_is_being_installed_is_waited_for():
+    patience = cluster.Patience(900)
+    assert not any(patience.ends([machine(min(now, 50) // 5)], now) for now in range(0, 900, 5))
+    assert patience.ends([machine(10)], 901)
+
+
+def test_one_that_fails_is_named_while_another_is_waited_for():
+    patience = cluster.Patience(900)
+    other = cluster.Missing("192.0.2.13", "setting up", 0)
+    for now in range(0, 100, 5):
+        failing = patience.failing([machine(now // 5), other], now)
+        assert not patience.ends([machine(now // 5), other], now)
+    assert [each.address for each in failing] == ["192.0.2.12"]
+
+
+def test_a_failed_installation_is_not_waited_for():
+    failed = machine(1, f"192.0.2.12 (w): {cluster.NOT_INSTALLED}: no space left on device")
+    assert cluster.Patience(900).ends([failed], 10)
+
+
+def test_a_search_waits_no_longer_than_it_was_told():
+    assert not cluster.Patience(45).ends([machine(0)], 45)
+    assert cluster.Patience(45).ends([machine(0)], 46)
 
 
 def test_machines_with_other_code_are_named():

@@ -91,7 +91,7 @@ def test_mlflow_started_again_has_the_new_settings_and_ends_with_ray(alone, tmp_
         "bash $mlflow",
         "MLFLOW_BACKEND_STORE_URI=sqlite:///$HOME/other.db bash $mlflow",
         NEW,
-        "pgrep -fc '[m]lflow.sh supervise'",
+        "pgrep -f '[m]lflow.sh supervise' | xargs ps -o pgid= | sort -u | wc -l",
         "kill $ray",
         FREE,
         "while pgrep -f '[m]lflow.sh supervise' > supervisors; do sleep 0.2; done",

@@ -8,11 +8,14 @@ import safetensors.torch
 import torch
 
 from smallm.confirmation import Finalist, Replicate, without_memory
-from smallm.kept_replicates import FOLDER, keep, kept
+from smallm.errors import SmallmError
+from smallm.kept_replicates import FOLDER, forget, keep, kept
 from smallm.scoring import Scores
 from smallm.settings import Settings
+from smallm.storage import Storage
 
 FINALIST = Finalist("trial 3", "abc", Settings(), is_default=False)
+ORIGIN = {"text": "digest", "ratios": [0.8, 0.9]}
 RNG = np.random.default_rng(0)
 
 
@@ -29,8 +32,8 @@ def replicate():
 
 
 def test_a_replicate_comes_back_to_the_last_bit(tmp_path, replicate):
-    keep(tmp_path, FINALIST, "digest", replicate)
-    found = kept(tmp_path, FINALIST, "digest", 7)
+    keep(tmp_path, FINALIST, ORIGIN, replicate)
+    found = kept(tmp_path, FINALIST, ORIGIN, 7)
     assert (found.seed, found.seconds, found.failure) == (7, 1.25, None)
     assert found.weights == replicate.weights
     for part in ("selection", "final"):
@@ -45,14 +48,39 @@ def test_a_replicate_comes_back_to_the_last_bit(tmp_path, replicate):
 
 
 def test_another_config_text_or_seed_has_none(tmp_path, replicate):
-    keep(tmp_path, FINALIST, "digest", replicate)
+    keep(tmp_path, FINALIST, ORIGIN, replicate)
     other = replace(FINALIST, settings=Settings().replace(hidden=100))
-    assert kept(tmp_path, other, "digest", 7) is None
-    assert kept(tmp_path, replace(FINALIST, name="trial 4"), "digest", 7) is None
-    assert kept(tmp_path, FINALIST, "other", 7) is None
-    assert kept(tmp_path, FINALIST, "digest", 8) is None
+    assert kept(tmp_path, other, ORIGIN, 7) is None
+    assert kept(tmp_path, replace(FINALIST, name="trial 4"), ORIGIN, 7) is None
+    assert kept(tmp_path, FINALIST, {**ORIGIN, "text": "other"}, 7) is None
+    assert kept(tmp_path, FINALIST, ORIGIN, 8) is None
 
 
 def test_one_that_failed_is_tried_again(tmp_path):
-    keep(tmp_path, FINALIST, "digest", without_memory(7, "out of memory"))
+    keep(tmp_path, FINALIST, ORIGIN, without_memory(7, "out of memory"))
     assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_damaged_one_is_told_and_all_are_deleted_at_the_end(tmp_path, replicate):
+    keep(tmp_path, FINALIST, ORIGIN, replicate)
+    (path,) = (tmp_path / FOLDER).iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(SmallmError, match=f"{path.name}: cannot be read"):
+        kept(tmp_path, FINALIST, ORIGIN, 7)
+    path.write_bytes(b"")
+    with pytest.raises(SmallmError, match="cannot be read"):
+        kept(tmp_path, FINALIST, ORIGIN, 7)
+    forget(tmp_path, None)
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_what_a_storage_has_of_them_is_deleted_too(tmp_path, replicate):
+    storage, search = Storage(str(tmp_path / "storage")), tmp_path / "home" / "searches" / "one"
+    keep(search, FINALIST, ORIGIN, replicate)
+    (path,) = (search / FOLDER).iterdir()
+    storage.keep_file(path, f"searches/one/{FOLDER}/{path.name}")
+    storage.keep_file(path, "searches/one/other")
+    forget(search, storage)
+    forget(search, storage)
+    assert storage.file("searches/one/other")
+    assert storage.names("searches/one") == []

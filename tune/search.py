@@ -32,7 +32,7 @@ import click
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "5")
-os.environ.setdefault("RAY_task_oom_retries", "2")  # of the confirmation; Ray never gives up
+os.environ.setdefault("RAY_task_oom_retries", "2")  # of the confirmation; else Ray goes on for ever
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # of its three we keep one
 
 import optuna
@@ -72,8 +72,7 @@ from smallm.training import PENALTY
 # Of one trial. Until Ray knows that a machine is gone it may place a trial there again and again.
 MOST_FAILURES = 5
 MAY_DIFFER = ("resume", "storage", "wait", "trials_per_gpu")  # when a search goes on
-FAILED_PATIENCE = 60.0  # seconds for machines that the head's logs say cannot be started
-TELL_EVERY = 30.0  # seconds
+TELL_EVERY = 60.0  # seconds
 MOST_ASKED = 20  # times that the sampler may suggest what was tried, in a space of few configs
 PACKED = "report"  # the name of all that a trial reports, as one line of JSON
 
@@ -210,6 +209,7 @@ class OptunaSearcher(Searcher):
         self.space = space
         self.asked: dict[str, optuna.trial.Trial] = {}
         self.told: dict[str, set[int]] = {}
+        self.exhausted = False  # whether nothing new was found the last time
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """The next config, a new one if there may be one left; the default one comes first."""
@@ -218,12 +218,14 @@ class OptunaSearcher(Searcher):
             deepcopy=False, states=(states.RUNNING, states.COMPLETE, states.PRUNED)
         )
         known = [each.params for each in before]
-        for attempt in range(MOST_ASKED):
-            trial = self.study.ask()
-            point = self.space.suggest(trial)
-            if point not in known or attempt == MOST_ASKED - 1:
+        trial = self.study.ask()
+        for _ in range(0 if self.exhausted else MOST_ASKED):
+            if self.space.suggest(trial) not in known:
                 break
             self.study.tell(trial, state=states.FAIL)  # which the sampler leaves out
+            trial = self.study.ask()
+        point = self.space.suggest(trial)
+        self.exhausted = point in known
         self.asked[trial_id] = trial
         return {"number": len(known), "point": point}
 
@@ -288,7 +290,7 @@ class Listener(tune.Callback):
         if not self.begun:
             self.begun = True
             known = [(trial, unpacked(trial.last_result or {})) for trial in trials]
-            self.display.spent_before = math.fsum(last.get("seconds", 0) for _, last in known)
+            self.display.spent_before += math.fsum(last.get("seconds", 0) for _, last in known)
             self.display.resumed(
                 {each.config["number"]: last for each, last in known if each.is_finished()}
             )
@@ -521,20 +523,20 @@ def nodes() -> list[dict[str, Any]]:
 def wait_for_machines(patience: float, say: Callable[[str], None]) -> None:
     """Waits for the machines of the cluster file, and names those that do not come, and why."""
     listed, fewest = cluster.listed_machines(), cluster.least_machines()
-    start = told = time.monotonic()
+    waiting, start, told = cluster.Patience(patience), time.monotonic(), 0.0
     while True:
         joined = [node["NodeManagerAddress"] for node in nodes()]
         missing = cluster.missing_machines(listed, joined)
-        now = time.monotonic()
-        hopeless = missing and all(each.failed for each in missing)
-        if (not missing and (listed or len(joined) >= fewest)) or now - start > (
-            min(patience, FAILED_PATIENCE) if hopeless else patience
-        ):
+        waited = time.monotonic() - start
+        complete = not missing and (listed or len(joined) >= fewest)
+        if complete or waiting.ends(missing, waited):
             break
-        if now - told > TELL_EVERY:
-            told = now
+        if waited - told > TELL_EVERY:
+            told = waited
             awaited = ", ".join(each.address for each in missing) or f"{fewest} machines"
             say(f"waiting for {awaited} to join; `--wait` says how long")
+            for each in waiting.failing(missing, waited):
+                say(f"{each.address} does not seem to come ({each.why})")
         time.sleep(1)
     for address, why, _ in missing:
         say(f"{address} has not joined ({why}); the search goes on without it")
@@ -625,6 +627,8 @@ def make_job(
     job["shared"] = all(each.shared for each in seen)
     alone = len(seen) == 1 and joined
     if not storage and (alone or not job["shared"]):
+        if job["shared"]:
+            say(plan.MAY_NOT_SHARE)
         job["parcels"] = [
             (str(folder), [ray.put(piece) for piece in parcels.pieces(folder)])
             for folder in parcels.folders_of(folders.values())

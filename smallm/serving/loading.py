@@ -17,10 +17,8 @@ from smallm.predictors.causal import Causal
 from smallm.predictors.loading import load_predictor, model_folder
 from smallm.predictors.packing import pack
 from smallm.serving.engine import Engine
-from smallm.serving.settings import Resources
+from smallm.serving.settings import Resources, is_registered
 from smallm.tracking import CHAMPION_URI, local_uri
-
-REGISTERED = "models:/"
 
 
 def version_of(name: str, home: Path) -> str:
@@ -49,11 +47,6 @@ def load_engine(name: str, resources: Resources, *, home: Path) -> tuple[Engine,
     temperature = _temperature(name, folder, home)
     learned = kept_learning_curves(folder)
     return Engine(predictor, temperature=temperature, words=words, learned=learned), version
-
-
-def is_registered(name: str) -> bool:
-    """Whether a name means a version in MLflow, which may change."""
-    return name == CHAMPION or name.startswith(REGISTERED)
 
 
 def _model_uri(name: str) -> str:

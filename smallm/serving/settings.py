@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from smallm.baselines import default_models
+from smallm.baselines import CHAMPION, default_models
 from smallm.serving import api_page, page
 from smallm.serving.guard import OPEN_PATHS, Rules
 from smallm.serving.keys import Keys
 from smallm.settings import Group, validated
+
+REGISTERED = "models:/"
+LOOPBACK = (None, "localhost", "127.0.0.1", "::1")  # a file has no host
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name means a version in MLflow, which may change."""
+    return name == CHAMPION or name.startswith(REGISTERED)
+
+
+def is_on_this_machine(name: str) -> bool:
+    """Whether a model is from an MLflow that no other machine reaches: a file, or on loopback."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return is_registered(name) and urlsplit(uri).hostname in LOOPBACK
 
 
 class Resources(Group):

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from smallm.errors import SmallmError, in_one_line
 from smallm.serving.engine import Engine
-from smallm.serving.loading import is_registered, load_engine, version_of
+from smallm.serving.loading import load_engine, version_of
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
-from smallm.serving.settings import Resources
+from smallm.serving.settings import Resources, is_registered
 from smallm.serving.together import Answers
 from smallm.serving.worker import Worker
 

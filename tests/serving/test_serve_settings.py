@@ -58,6 +58,22 @@ def test_resources_replicas_and_autoscaling_reach_ray():
     assert scaled.name == "b-c"
 
 
+@pytest.mark.parametrize(
+    ("uri", "name", "on_the_head"),
+    [
+        ("http://127.0.0.1:5000", "champion", True),
+        ("sqlite:////root/mlflow.db", "models:/smallm/3", True),
+        ("", "champion", True),
+        ("https://mlflow.example.org", "champion", False),
+        ("http://127.0.0.1:5000", "smollm2-135m", False),
+    ],
+)
+def test_a_model_that_only_the_head_can_fetch_is_served_there(monkeypatch, uri, name, on_the_head):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    settings = from_arguments({"models": [name]})
+    assert bool(deployment_of(name, settings).ray_actor_options["resources"]) == on_the_head
+
+
 def test_the_settings_file_of_a_cluster_is_what_ray_and_the_server_take():
     from ray.serve.schema import ServeDeploySchema
 
