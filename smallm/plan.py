@@ -152,11 +152,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def places(home: Path, uri: str, *, storage: str | None, shared: bool) -> Iterator[str]:
-    """Where things will be stored, in sentences."""
+def places(home: Path, uri: str, *, storage: str | None, sharing: str) -> Iterator[str]:
+    """Where things will be stored, in sentences; `sharing` says what machines do not share."""
     yield f"corpus, searches and champion: {home}"
     if storage:
         yield f"all of them and the checkpoints of trials: {storage}, which all machines reach"
     yield f"runs and registered models: MLflow at {uri}"
-    if not shared:
-        yield NOT_SHARED
+    if sharing:
+        yield sharing

@@ -610,6 +610,7 @@ def make_job(
         "gpu_machines": [node["NodeID"] for node in present if node["Resources"].get("GPU")],
         "mark": str(mark),
         "marked": mark.read_text(encoding="utf-8"),
+        "sharing": "",
         "parcels": [],
         "home": str(home),
         "storage": storage.uri if storage else None,
@@ -624,11 +625,11 @@ def make_job(
     if storage:
         with storage.marked() as mark_there:
             on_every_machine(reaches, storage.uri, mark_there, say=say)
-    job["shared"] = all(each.shared for each in seen)
-    alone = len(seen) == 1 and joined
-    if not storage and (alone or not job["shared"]):
-        if job["shared"]:
-            say(plan.MAY_NOT_SHARE)
+    elif not all(each.shared for each in seen):
+        job["sharing"] = plan.NOT_SHARED
+    elif joined and len(seen) == 1:
+        job["sharing"] = plan.MAY_NOT_SHARE
+    if job["sharing"]:
         job["parcels"] = [
             (str(folder), [ray.put(piece) for piece in parcels.pieces(folder)])
             for folder in parcels.folders_of(folders.values())
@@ -686,7 +687,7 @@ def dry_run(
     planned = plan.Plan(space, speed, job["concurrent"], heldout)
     for line in planned.lines(job["resources"], machines):
         print(line)
-    for line in plan.places(home, uri, storage=job["storage"], shared=job["shared"]):
+    for line in plan.places(home, uri, storage=job["storage"], sharing=job["sharing"]):
         print(line)
 
 
@@ -702,8 +703,8 @@ def run(ledger: Ledger, patience: float, per_gpu: int) -> int:
         place = {"home": ledger.home, "storage": ledger.storage, "say": ledger.say}
         place |= {"joined": joined, "per_gpu": per_gpu}
         job = make_job(ledger.space, ledger.folders, mark, **place)
-        if not job["shared"]:
-            ledger.say(plan.NOT_SHARED)
+        if job["sharing"]:
+            ledger.say(job["sharing"])
         ledger.display.concurrent = job["concurrent"]
         ask_for_machines(job)
         tuner = make_tuner(ledger, job)
