@@ -24,8 +24,9 @@ from smallm.files import write_json
 from smallm.settings import Settings, read_yaml
 
 GOAL_BITS = 1.35
-MEASURED = 40  # steps of the first run, which tells the speed
-SPEED = ["--evaluate-at", "0.2,1.0"]  # of the last four fifths of it
+FIRST = 40  # steps, which tell the speed roughly
+TRIED = 0.1  # of the time, at that speed: a machine that has warmed up is slower
+SPEED = ["--evaluate-at", "0.2,1.0"]  # of the last four fifths of these runs
 SCORED = 65_536  # bytes
 BATCH_SIZE = 1024  # unless a config says otherwise
 EVALUATED: dict[str, Any] = {"evaluate-at": "0.25,0.5,0.75,1.0"}
@@ -73,19 +74,23 @@ def main() -> None:
 def trained(
     home: Path, command: list[str], name: str, minutes: float, threads: int, batch_size: int
 ) -> None:
-    """Trains with the tokens that this speed allows in so many minutes."""
-    command = [*command, "--threads", str(threads)]
-    tokens = ["--training-tokens", str(MEASURED * batch_size)]
-    with tempfile.TemporaryDirectory() as folder:
-        output = ["--output", f"{folder}/it", "--json"]
-        short = smallm(home, "train", *command, *tokens, *SPEED, *output)
-    speed = json.loads(short)["tokens_per_second"]
+    """Trains with the tokens that the speed of a tenth of the time allows in all of it."""
+    command = [*command, "--threads", str(threads), "--json"]
+    speed = speed_of(home, command, FIRST * batch_size)
+    speed = speed_of(home, command, round(speed * 60 * minutes * TRIED))
     budget = round(speed * 60 * minutes)
     print(f"{name}: {speed:,.0f} tokens/s, {budget:,} tokens in {minutes:g} min", flush=True)
     tokens = ["--training-tokens", str(budget)]
-    ended = smallm(home, "train", *command, *tokens, "--output", str(home / name), "--json")
+    ended = smallm(home, "train", *command, *tokens, "--output", str(home / name))
     minutes = json.loads(ended)["seconds"] / 60
     print(f"{name}: trained for {minutes:.1f} min", flush=True)
+
+
+def speed_of(home: Path, command: list[str], tokens: int) -> float:
+    """Tokens per second of a run of so many tokens, whose model is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--training-tokens", str(tokens), *SPEED, "--output", f"{folder}/it"]
+        return json.loads(smallm(home, "train", *command, *options))["tokens_per_second"]
 
 
 def on_text_of(settings: dict[str, Any], folder: Path) -> list[str]:

@@ -6,9 +6,11 @@ serve run serve.app:build models=champion,smollm2-135m
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,7 +32,8 @@ from smallm.serving.settings import ServeSettings, from_arguments, is_on_this_ma
 from smallm.serving.together import Answers
 
 HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives the head of a cluster
-FAILURES = (RayError, RayTaskError, RayServeException)
+
+log = logging.getLogger(__name__)
 
 
 @serve.deployment(
@@ -46,6 +49,10 @@ class Model:
 
         self.versions = Versions(name, settings.of(name), home=open_home())
         self.polling = asyncio.ensure_future(self.versions.poll(settings.poll_seconds))
+
+    def check_health(self) -> None:
+        """Ray asks now and then, and starts another process where this one is of no more use."""
+        self.versions.check_health()
 
     async def about(self) -> Json:
         """What is told of the model."""
@@ -103,7 +110,7 @@ class Replicas:
         """Has all of them look for a newer version; the answer of one."""
         try:
             answers = await self.handle.broadcast("reload").results_async()
-        except FAILURES as error:
+        except Exception as error:
             raise _told(error) from None
         if not answers:
             raise _ended()
@@ -143,10 +150,11 @@ class Replicas:
         try:
             async for piece in pieces:
                 yield piece
-        except FAILURES as error:
+        except Exception as error:
             raise _told(error) from None
         finally:
-            pieces.cancel()
+            with suppress(Exception):  # where it was never begun, that has been told
+                pieces.cancel()
 
     async def _answer(self, ask: Callable[[], DeploymentResponse[Any]]) -> Any:
         try:
@@ -154,7 +162,7 @@ class Replicas:
                 return await _answer_of(ask())
             except RayActorError:  # it died under the question, which another one can answer
                 return await _answer_of(ask())
-        except FAILURES as error:
+        except Exception as error:
             raise _told(error) from None
 
 
@@ -167,15 +175,20 @@ async def _answer_of(response: DeploymentResponse[Any]) -> Any:
 
 
 def _told(error: Exception) -> RequestError:
-    """The error that a model's process raised; what is no RequestError is not shown outside."""
-    cause = error.cause if isinstance(error, RayTaskError) else None
+    """The error that a model's process raised; what is no RequestError is not shown outside.
+
+    Ray gives it as the cause of an error of its own, or as it is where it speaks gRPC.
+    """
+    cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, RequestError):
         return cause
     if isinstance(cause, SmallmError):
         return RequestError(str(cause), status=500)
-    if isinstance(error, RayTaskError):
-        return RequestError("the model failed", status=500)
-    return _ended()
+    if isinstance(cause, RayError | RayServeException):
+        return _ended()
+    if not isinstance(error, RayTaskError):  # of the others the model's own process tells
+        log.error("a model failed", exc_info=error)
+    return RequestError("the model failed", status=500)
 
 
 def _ended() -> RequestError:
@@ -217,7 +230,15 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     except SmallmError as error:  # one line on the command line
         raise click.ClickException(str(error)) from None
     models = {name: deployment_of(name, settings).bind(name, settings) for name in settings.models}
-    return Ingress.options(ray_actor_options={"num_cpus": 0}).bind(settings, models, keys)
+    front = Ingress.options(
+        ray_actor_options={"num_cpus": 0}, graceful_shutdown_timeout_s=ending(settings)
+    )
+    return front.bind(settings, models, keys)
+
+
+def ending(settings: ServeSettings) -> float:
+    """Seconds that a process gets to end what it has begun: no request takes longer."""
+    return settings.body_timeout + settings.request_timeout + 5
 
 
 def deployment_of(name: str, settings: ServeSettings) -> serve.Deployment:
@@ -238,5 +259,6 @@ def deployment_of(name: str, settings: ServeSettings) -> serve.Deployment:
             "num_gpus": own.gpus,
             "resources": HEAD if is_on_this_machine(name) else {},
         },
+        graceful_shutdown_timeout_s=ending(settings),
         **options,
     )

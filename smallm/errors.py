@@ -12,7 +12,11 @@ class SmallmError(Exception):
     """Bad input or surroundings: one line that says what, where and what is allowed."""
 
 
-def in_one_line(error: Exception) -> str:
+class DamagedModelError(SmallmError):
+    """A model gives no probabilities: it is not what was asked of it that is bad."""
+
+
+def in_one_line(error: BaseException) -> str:
     """What an error says, as the end of a line; its type where it says nothing."""
     return " ".join(str(error).split())[:LONGEST] or type(error).__name__
 

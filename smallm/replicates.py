@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from smallm.errors import SmallmError
 from smallm.hardware import autocast
 from smallm.losses import loss_of
 from smallm.models import architecture
+from smallm.models.transformer import Attention
 from smallm.optimizers import optimizers_of, take_step
 from smallm.scheduled_sampling import with_guesses
 from smallm.settings import Settings
@@ -67,6 +67,9 @@ class Group:
                 ).requires_grad_()
                 for name in self.weights
             }
+            for module in self.core.modules():
+                if isinstance(module, Attention):
+                    module.stacked = True
         self.optimizers = optimizers_of(settings, self.weights, stacked=self.stacked)
         self._forward: Logits = self._all_forward if self.stacked else self._one_forward
         if settings.training.compile:
@@ -108,12 +111,7 @@ class Group:
 
     def _logits(self, inputs: Tensor) -> Tensor:
         self.core.train()
-        if not self.stacked:
-            return self._forward(inputs)
-        with warnings.catch_warnings():
-            # torch runs the attention of one replicate after the other, and warns of it each time
-            warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot")
-            return self._forward(inputs)
+        return self._forward(inputs)
 
     def _one_forward(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.core(inputs[0])

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smallm.errors import SmallmError
+from smallm.errors import DamagedModelError, SmallmError
 
 Expand = Callable[[Sequence[Sequence[int]]], Tensor]
 """Logits (prefixes, ids) of the next id after the prompt and each prefix of ids: log-probabilities
@@ -289,9 +289,13 @@ class Search:
         masses = np.asarray(after.detach().cpu().double().softmax(1).numpy())
         if not prefixes[0].ids:
             masses[:, ~lexicon.begins] = 0
-            if not masses.sum() > 0:
+            if np.isnan(mass := masses.sum()):
+                raise DamagedModelError(
+                    "the model gives no probabilities here: its weights may be damaged"
+                )
+            if not mass > 0:
                 raise SmallmError("the model lets no word begin after this prompt")
-            masses /= masses.sum()
+            masses /= mass
         masses *= np.array([[each.mass] for each in prefixes])
         ended = np.where(
             [bool(each.text) for each in prefixes],

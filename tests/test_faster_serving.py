@@ -99,7 +99,7 @@ def test_a_transformer_of_our_own_is_served(tied, bpe_tokens, tmp_path):
     assert words["words"]
     assert engine.score("the first")["bits_per_byte"] > 0
     answer = engine.begin(
-        CompletionRequest(model="m", prompt=["the", "a text"], max_tokens=5, temperature=0)
+        CompletionRequest(model="m", prompt=["the", "a text"], max_tokens=5, temperature=0), []
     )
     while engine.busy:
         engine.step()

@@ -75,6 +75,45 @@ def test_a_trial_whose_worker_is_killed_goes_on_from_its_checkpoint(place):
     assert reached == sorted(set(reached))  # nothing that was before the kill is repeated
 
 
+IMPATIENT = """
+import os, time, search
+
+def hang_once(driver):
+    if os.getpid() == driver:
+        return Hangs()
+    try:
+        os.close(os.open(f"{PLACE}/hangs", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    time.sleep(3600)
+
+class Hangs:
+    "Is unpickled in the process of a trial while that starts, for the first time for ever."
+    def __reduce__(self):
+        return hang_once, (os.getpid(),)
+
+PLACE, hangs, make_tuner = os.getcwd(), Hangs(), search.make_tuner
+
+def trial(config, *, space, folders, job):
+    assert hangs is None
+    search.train_trial(config, space=space, folders=folders, job=job)
+
+search.make_tuner = lambda ledger, job: make_tuner(ledger, job, trial=trial)
+search.START_SECONDS = 20
+search.run_program(search.main)
+"""
+
+
+def test_a_trial_whose_process_never_starts_is_started_again(place):
+    """As after a cut of the network in that moment: Ray waits for an answer that never comes."""
+    (place / "impatient.py").write_text(IMPATIENT)
+    output = finish(start(place, "--space", "small.yaml", program="impatient.py"))
+    assert (place / "hangs").exists()
+    assert "Traceback" not in output
+    result = check_nothing_is_lost_or_doubled(place)
+    assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}
+
+
 def test_what_has_ended_stays_when_workers_are_killed_after_it(place):
     process = start(place, "--space", "long.yaml")
     before = read_until(process, "trial 0 ended")

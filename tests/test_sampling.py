@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallm.errors import SmallmError
+from smallm.errors import DamagedModelError
 from smallm.predictors import Decoding
 from smallm.predictors.sampling import choose, kept_logits
 
@@ -44,6 +44,9 @@ def test_the_ends_of_chance_draw_ids_that_are_possible(monkeypatch, drawn):
     assert choose(logits, Decoding(), torch.Generator()) == (1 if drawn == 0 else 2)
 
 
-def test_a_damaged_model_is_told():
-    with pytest.raises(SmallmError, match="damaged"):
-        choose(torch.tensor([1.0, torch.nan]), Decoding(), torch.Generator())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_damaged_model_is_told(temperature, value):
+    other = 1.0 if value != value else value
+    with pytest.raises(DamagedModelError, match="damaged"):
+        choose(torch.tensor([other, value]), Decoding(temperature=temperature), torch.Generator())

@@ -43,12 +43,12 @@ def place(tmp_path, small_corpus):
     return tmp_path
 
 
-def start(place, *arguments, compare_with="none", **environment):
+def start(place, *arguments, compare_with="none", program="search.py", **environment):
     options = ["--source", "folder", "--path", "corpus", "--compare-with", compare_with]
     if "--resume" in arguments:
         options = []
     return subprocess.Popen(
-        [sys.executable, "search.py", *options, *arguments],
+        [sys.executable, program, *options, *arguments],
         cwd=place,
         env={**os.environ, "SMALLM_HOME": str(place / "home"), **environment},
         stdout=subprocess.PIPE,

@@ -71,6 +71,7 @@ from smallm.training import PENALTY
 
 # Of one trial. Until Ray knows that a machine is gone it may place a trial there again and again.
 MOST_FAILURES = 5
+START_SECONDS = 300.0  # for the process of a trial to start: torch may come from a slow disk
 MAY_DIFFER = ("resume", "storage", "wait", "trials_per_gpu")  # when a search goes on
 TELL_EVERY = 60.0  # seconds
 MOST_ASKED = 20  # times that the sampler may suggest what was tried, in a space of few configs
@@ -353,11 +354,39 @@ def why_failed(told: str) -> str:
 
 
 class TrialActors(RayActorManager):
-    """Ray's actors of trials; one that it ended for want of memory has died as others do.
+    """Ray's actors of trials, of which none keeps a search waiting or ends it.
 
-    Ray 2.60 has an error of its own for that, which Tune takes for unexpected: it would end the
-    whole search, and offers no public way to handle it.
+    Ray 2.60 has an error of its own for an actor that it ended for want of memory, which Tune takes
+    for unexpected: it would end the whole search. Here that one has died as others do. And where
+    the network is cut while an actor starts, Ray may wait for it for ever: what has not started in
+    time is ended, so that the trial starts again. Tune offers no public way to either.
     """
+
+    def __init__(self, resource_manager: Any) -> None:
+        super().__init__(resource_manager)
+        self._since: dict[Any, float] = {}  # for each actor the start was asked for; inf: it came
+
+    def next(self, timeout: float | None = None) -> bool:
+        self._end_lost_starts()
+        return bool(super().next(timeout))
+
+    def _end_lost_starts(self) -> None:
+        now = time.monotonic()
+        for actor, (handle, _) in self._live_actors_to_ray_actors_resources.items():
+            if now < self._since.setdefault(actor, now) + START_SECONDS:
+                continue
+            started = [*self._tracked_actors_to_state_futures[actor]]  # or heard of in a moment
+            if started and not ray.wait(started, timeout=0)[0]:
+                ray.kill(handle)
+            self._since[actor] = now
+
+    def _actor_start_resolved(self, tracked_actor: Any, future: Any) -> None:
+        self._since[tracked_actor] = math.inf
+        super()._actor_start_resolved(tracked_actor, future)
+
+    def _cleanup_actor(self, tracked_actor: Any) -> None:
+        self._since.pop(tracked_actor, None)
+        super()._cleanup_actor(tracked_actor)
 
     def _actor_task_failed(self, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, ray.exceptions.OutOfMemoryError):

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smallm.errors import SmallmError
+from smallm.errors import DamagedModelError, SmallmError
 from smallm.models.huggingface import SmaLLMForCausalLM
 from smallm.predictors import Decoding, Kind, NextWords
 from smallm.predictors.continuations import Continuations, Step
@@ -277,7 +277,7 @@ class _Table:
         scores = scaled.log_softmax(1)
         nll = -scores.gather(1, gold[:, None])[:, 0].double().cpu().numpy()
         if not np.isfinite(nll).all():
-            raise SmallmError(
+            raise DamagedModelError(
                 f"{self.name}: gives a token of the texts a log-likelihood of "
                 f"{-nll[~np.isfinite(nll)][0]}: its weights may be damaged"
             )

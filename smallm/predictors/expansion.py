@@ -29,6 +29,8 @@ from smallm.predictors import NextWords
 from smallm.predictors.continuations import Continuable, logits_after
 from smallm.word_search import LONGEST, Expand, Looks
 
+MOST_COLUMNS = 2**15  # of all prefixes that are looked at together: it bounds the memory
+
 
 class Expandable(Continuable, Protocol):
     """What is needed of a causal model and its tokenizer."""
@@ -87,6 +89,12 @@ class _Cached:
 
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
+        columns = self.cache.get_seq_length() + max(map(len, prefixes))
+        rows = max(MOST_COLUMNS // columns, 1)
+        parts = (prefixes[start : start + rows] for start in range(0, len(prefixes), rows))
+        return torch.cat([self._side_by_side(part) for part in parts])
+
+    def _side_by_side(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
         sizes = torch.tensor([len(each) for each in prefixes], device=self.first.device)
         longest = int(sizes.max())
         if not longest:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smallm.errors import SmallmError
+from smallm.errors import DamagedModelError
 from smallm.predictors import Decoding
+
+NOTHING = "the model gives no probabilities here: its weights may be damaged"
 
 
 def kept_logits(logits: Tensor, decoding: Decoding) -> Tensor:
@@ -29,10 +31,13 @@ def kept_logits(logits: Tensor, decoding: Decoding) -> Tensor:
 def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> int:
     """The next id; the generator alone decides where chance does."""
     if decoding.temperature == 0:
-        return int(logits.argmax())
+        best = int(logits.argmax())
+        if not torch.isfinite(logits[best]):
+            raise DamagedModelError(NOTHING)
+        return best
     below = kept_logits(logits.cpu(), decoding).softmax(0).cumsum(0)
     if not below[-1] > 0:  # not a number
-        raise SmallmError("the model gives no probabilities here: its weights may be damaged")
+        raise DamagedModelError(NOTHING)
     # The inverse of the distribution: torch.multinomial takes ten times as long for one id.
     place = below[-1] * torch.rand((), dtype=below.dtype, generator=generator)
     last = torch.searchsorted(below, below[-1])  # with a probability, should `place` round up to 1

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from smallm.errors import SmallmError
+from smallm.errors import DamagedModelError, SmallmError
 from smallm.predictors import Decoding, NextWords, Predictor
 from smallm.predictors.causal import Causal
 from smallm.predictors.continuations import Continuations, Row
@@ -93,6 +93,8 @@ class Engine:
         start = time.perf_counter()
         try:
             (found,) = self.predictor.score([text])
+        except DamagedModelError:
+            raise
         except SmallmError as error:
             raise RequestError(str(error), param="text") from None
         nats, size = float(found.nll.sum()), len(text.encode("utf-8"))
@@ -104,34 +106,28 @@ class Engine:
             "milliseconds": 1000 * (time.perf_counter() - start),
         }
 
-    def begin(self, request: CompletionRequest) -> Answer:
-        """Begins to continue all prompts, n times each; RequestError where that cannot be."""
+    def echo(self, request: CompletionRequest, prompt: str) -> list[Delta]:
+        """One of the prompts itself; RequestError where it cannot be told."""
+        causal, _ = self._causal()
+        return echoed(causal, request, prompt, _opened(causal, prompt))
+
+    def begin(self, request: CompletionRequest, echoes: Sequence[list[Delta]]) -> Answer:
+        """Begins to continue all prompts, n times each; RequestError where that cannot be.
+
+        What is told of a prompt before its continuations is given, where the request asks for it.
+        """
         causal, under_way = self._causal()
         temperature = self._temperature_of(request)
-        try:
-            prompts = [causal.opened(prompt) for prompt in request.prompt]
-        except SmallmError as error:
-            raise RequestError(str(error), param="prompt") from None
-        echoes = [
-            echoed(causal, request, *each) for each in zip(request.prompt, prompts, strict=True)
-        ]
-        first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
-        decodings = [
-            Decoding(
-                max_tokens=request.max_tokens,
-                temperature=temperature,
-                top_p=request.top_p,
-                seed=first + number,
-            )
-            for number in range(request.n)
-        ]
+        prompts = [_opened(causal, prompt) for prompt in request.prompt]
         answer = Answer(sum(len(ids) - 1 for ids in prompts))  # without the opening
-        for prompt, ids, echo in zip(request.prompt, prompts, echoes, strict=True):
+        for place, (prompt, ids) in enumerate(zip(request.prompt, prompts, strict=True)):
+            decodings = _decodings(request, temperature)
             for row in under_way.add(ids, decodings, room=causal.room(ids)):  # nothing fails now
                 index = len(answer.rows)
                 offset = len(prompt) if request.echo else 0
                 answer.rows[row] = Pieces(causal, request, index, offset=offset)
-                answer.new += [replace(delta, index=index) for delta in echo]
+                if request.echo:
+                    answer.new += [replace(delta, index=index) for delta in echoes[place]]
                 self._answers[row] = answer
         return answer
 
@@ -188,7 +184,30 @@ def _or_error(predictor: Predictor, prompt: str, k: int) -> NextWords | SmallmEr
         return error
 
 
+def _decodings(request: CompletionRequest, temperature: float) -> list[Decoding]:
+    """Of the continuations of one prompt; without a seed equal prompts go on differently."""
+    first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
+    return [
+        Decoding(
+            max_tokens=request.max_tokens,
+            temperature=temperature,
+            top_p=request.top_p,
+            seed=first + number,
+        )
+        for number in range(request.n)
+    ]
+
+
+def _opened(causal: Causal, prompt: str) -> list[int]:
+    try:
+        return causal.opened(prompt)
+    except SmallmError as error:
+        raise RequestError(str(error), param="prompt") from None
+
+
 def _words(found: NextWords | SmallmError, milliseconds: float) -> Json | RequestError:
+    if isinstance(found, DamagedModelError):
+        return RequestError(str(found), status=500)
     if isinstance(found, SmallmError):
         return RequestError(str(found), param="prompt")
     return {

@@ -30,6 +30,7 @@ Header = tuple[bytes, bytes]
 Reason = Literal["key", "host", "size", "slow", "busy", "busy_key"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+UNCOUNTED_PATHS = frozenset({"/metrics"})  # who watches is answered also when all slots are taken
 LINGER = 2.0  # seconds in which the rest of a refused body is thrown away
 ELSEWHERE = {"cross-site", "same-site"}  # what browsers say of a request by another site's page
 RETRY_AFTER = 1  # seconds
@@ -119,7 +120,11 @@ class Guard:
         if scope["path"] in rules.open_paths:
             await self._passed_on(scope, incoming, outgoing, rules, most=0)
             return
-        with self._slot(_asker(scope, rules), rules):
+        asker = _asker(scope, rules)
+        if scope["path"] in UNCOUNTED_PATHS:
+            await self._passed_on(scope, incoming, outgoing, rules, most=0)
+            return
+        with self._slot(asker, rules):
             await self._passed_on(scope, incoming, outgoing, rules, most=rules.most_body_bytes)
 
     async def _passed_on(

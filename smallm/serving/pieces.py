@@ -17,9 +17,7 @@ MOST_ECHOED = 1024  # tokens of a prompt whose log-probabilities are told
 def echoed(
     causal: Causal, request: CompletionRequest, prompt: str, ids: Sequence[int]
 ) -> list[Delta]:
-    """The prompt itself, where it was asked for; RequestError where it is too long to be told."""
-    if not request.echo:
-        return []
+    """The prompt itself; RequestError where it is too long to be told."""
     told = _LogProbs(causal, request.logprobs, 0)
     if request.logprobs is not None and len(ids) > 1:
         check_at_most("the tokens of a prompt with echo and logprobs", len(ids) - 1, MOST_ECHOED)
@@ -116,14 +114,14 @@ class _LogProbs:
             return
         logprobs = logits.log_softmax(0)
         best = torch.topk(logprobs, self.count)
-        self.tokens.append(self._name(chosen))
-        self.values.append(float(logprobs[chosen]))
-        self.tops.append(
-            {
-                self._name(token): value
-                for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            }
-        )
+        name, value = self._name(chosen), float(logprobs[chosen])
+        self.tokens.append(name)
+        self.values.append(value)
+        top: dict[str, float] = {}  # several tokens may have one name: the most probable one has it
+        for other, likely in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            top.setdefault(self._name(other), likely)
+        top.setdefault(name, value)
+        self.tops.append(top)
         self.offsets.append(self.offset)
         self.offset += len(self._decoder.decode(self.causal.token_bytes[chosen]))
 

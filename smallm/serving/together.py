@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from smallm.serving.protocol import Json, RequestError
 
 A = TypeVar("A")
-Answers = list[Json | RequestError]
 
 UNDER_WAY = 2  # one is worked on while the next one travels
-MOST = 64  # calls in one
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What many were answered, in their order."""
+
+    each: list[Json | RequestError]
+    side_by_side: int
+    """How many are answered in hardly more time than one: more would wait for each other."""
 
 
 class Together(Generic[A]):
-    """A function of one thing, made of one of many: what is asked while others wait goes along."""
+    """A function of one thing, made of one of many: what is asked while others wait goes along.
+
+    As many go in one call as the last answers were side by side. The others wait here, where those
+    that nobody waits for any more are left out.
+    """
 
     def __init__(self, ask: Callable[[list[A]], Awaitable[Answers]], *, under_way: int) -> None:
         self._ask = ask
         self._free = under_way
+        self._most = 1
         self._waiting: deque[tuple[A, asyncio.Future[Json]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -35,8 +48,7 @@ class Together(Generic[A]):
 
     def _go(self) -> None:
         while self._free and self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
-            if batch := [each for each in batch if not each[1].cancelled()]:
+            if batch := self._next():
                 self._free -= 1
                 # Not in the context of the request that happens to be here: when that one's client
                 # goes away, Ray cancels all that was begun in it.
@@ -44,10 +56,18 @@ class Together(Generic[A]):
                 self._tasks.add(task)  # the loop itself holds tasks only weakly
                 task.add_done_callback(self._tasks.discard)
 
+    def _next(self) -> list[tuple[A, asyncio.Future[Json]]]:
+        batch: list[tuple[A, asyncio.Future[Json]]] = []
+        while self._waiting and len(batch) < self._most:
+            if not (each := self._waiting.popleft())[1].cancelled():
+                batch.append(each)
+        return batch
+
     async def _send(self, batch: list[tuple[A, asyncio.Future[Json]]]) -> None:
-        answers: Answers | list[Exception]
+        answers: Sequence[Json | Exception]
         try:
-            answers = await self._ask([asked for asked, _ in batch])
+            found = await self._ask([asked for asked, _ in batch])
+            answers, self._most = found.each, found.side_by_side
         except Exception as error:  # it is raised where each of them is awaited
             answers = [error] * len(batch)
         finally:

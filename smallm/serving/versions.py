@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from smallm.errors import SmallmError, in_one_line
+from smallm.serving.deaths import died_loading, mark_of_loading
 from smallm.serving.engine import Engine
 from smallm.serving.loading import load_engine, version_of
 from smallm.serving.protocol import CompletionRequest, Delta, Json, RequestError
@@ -32,9 +33,18 @@ class Versions:
         self.version = ""
         self.trouble = ""
         self._worker: Worker | None = None
+        self._given_up = False
         self._reloading = asyncio.Lock()
+        if died_loading(name, home):  # to try it again and again could end others as well
+            self._given_up = True
+            self.trouble = (
+                f"{name}: its process ended while it was loaded, as without enough memory; "
+                "POST /v1/reload tries again"
+            )
+            return
         try:
-            self._take(*self._loaded())
+            with mark_of_loading(name, home):
+                self._take(*self._loaded())
         except SmallmError as error:  # the others are served without it
             self.trouble = str(error)
 
@@ -48,6 +58,8 @@ class Versions:
         """Looks for a newer version every so many seconds; what has none needs no looking
         once it is loaded."""
         told = ""
+        while self._given_up and self._worker is None:
+            await asyncio.sleep(seconds)
         while is_registered(self.name) or self._worker is None:
             await asyncio.sleep(seconds)
             try:
@@ -79,7 +91,7 @@ class Versions:
             return load_engine(self.name, self.resources, home=self.home)
         except SmallmError:
             raise
-        except Exception as error:  # whatever is wrong with it, the others are served
+        except BaseException as error:  # also a panic in a tokenizer's Rust: the others are served
             raise SmallmError(f"{self.name}: cannot be loaded: {in_one_line(error)}") from error
 
     def _take(self, engine: Engine, version: str) -> None:
@@ -96,6 +108,11 @@ class Versions:
         if before is not None:
             before.finish()
 
+    def check_health(self) -> None:
+        """RuntimeError where nothing will work any more in this process."""
+        if self._worker is not None and self._worker.broken is not None:
+            raise RuntimeError(f"{self.name}: its device failed") from self._worker.broken
+
     def _current(self) -> Worker:
         if self._worker is None:
             raise RequestError(f"model {self.name!r} is unavailable: {self.trouble}", status=503)
@@ -108,11 +125,12 @@ class Versions:
         parts = [asked[start : start + size] for start in range(0, len(asked), size)]
         jobs = [worker.do(partial(worker.engine.next_words, part)) for part in parts]
         found = await asyncio.gather(*map(_or_failure, jobs))
-        return [
+        each = [
             answer
             for part, answers in zip(parts, found, strict=True)
             for answer in (answers if isinstance(answers, list) else [answers] * len(part))
         ]
+        return Answers(each, side_by_side=size)
 
     async def score(self, text: str) -> Json:
         """See Engine."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from smallm.serving.engine import Answer, Engine
-from smallm.serving.protocol import CompletionRequest, Delta
+from smallm.serving.protocol import CompletionRequest, Delta, RequestError
 
 T = TypeVar("T")
 News = list[Delta] | Exception
@@ -38,13 +38,15 @@ class Worker:
         self.threads = threads
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._ending = False
+        self.broken: Exception | None = None
+        """What the device failed by, after which it does nothing more for this process."""
         self._listeners: dict[Answer, Callable[[News], object]] = {}
         threading.Thread(target=self._run, name="model", daemon=True).start()
 
     def do(self, work: Callable[[], T], *, quick: bool = False) -> asyncio.Future[T]:
         """What a function gives that is called in the thread; its turn is taken at once."""
         future: Future[T] = Future()
-        self._jobs.put(_Job(partial(_fulfil, future, work), quick))
+        self._jobs.put(_Job(partial(self._fulfil, future, work), quick))
         return asyncio.wrap_future(future)
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[int | list[Delta], None]:
@@ -55,8 +57,15 @@ class Worker:
         def listen(news: News) -> None:
             loop.call_soon_threadsafe(heard.put_nowait, news)
 
-        begun = self.do(partial(self._begin, request, listen), quick=True)
+        # All at once, so that a newer version cannot come between.
+        told: list[list[Delta]] = []
+        echoes = [
+            self.do(partial(self._echo, request, prompt, told))
+            for prompt in (request.prompt if request.echo else ())
+        ]
+        begun = self.do(partial(self._begin, request, told, listen), quick=True)
         try:
+            await asyncio.gather(*echoes)
             answer = await asyncio.shield(begun)
             yield answer.prompt_tokens
             left = len(answer.rows)
@@ -65,14 +74,26 @@ class Worker:
                 left -= sum(delta.finish_reason is not None for delta in deltas)
                 yield deltas
         finally:  # who goes away may do so while it begins
+            for echo in echoes:
+                echo.cancel()
             begun.add_done_callback(_give_up)
 
     def finish(self) -> None:
         """Ends the thread once all that was asked for is done."""
         self._jobs.put(None)
 
-    def _begin(self, request: CompletionRequest, listen: Callable[[News], object]) -> Answer:
-        answer = self.engine.begin(request)
+    def _echo(self, request: CompletionRequest, prompt: str, told: list[list[Delta]]) -> None:
+        told.append(self.engine.echo(request, prompt))
+
+    def _begin(
+        self,
+        request: CompletionRequest,
+        told: list[list[Delta]],
+        listen: Callable[[News], object],
+    ) -> Answer:
+        if request.echo and len(told) < len(request.prompt):
+            raise RequestError("the request was given up")
+        answer = self.engine.begin(request, told)
         self._listeners[answer] = listen
         return answer
 
@@ -102,8 +123,9 @@ class Worker:
             self.engine.step()
         except BaseException as error:  # whatever a model fails by, all whom it concerns are told
             self.engine.give_up()
+            seen = self._seen(error)
             for listen in self._listeners.values():
-                listen(_exception(error))
+                listen(seen)
             self._listeners.clear()
             return
         for answer, listen in list(self._listeners.items()):
@@ -112,18 +134,18 @@ class Worker:
             if answer.ended:
                 del self._listeners[answer]
 
+    def _fulfil(self, future: Future[T], work: Callable[[], T]) -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:  # it is raised where the result is awaited
+                future.set_exception(self._seen(error))
 
-def _fulfil(future: Future[T], work: Callable[[], T]) -> None:
-    if future.set_running_or_notify_cancel():
-        try:
-            future.set_result(work())
-        except BaseException as error:  # it is raised where the result is awaited
-            future.set_exception(_exception(error))
-
-
-def _exception(error: BaseException) -> Exception:
-    """The error; a panic in a tokenizer's Rust is no Exception, and would end the thread."""
-    return error if isinstance(error, Exception) else RuntimeError(repr(error))
+    def _seen(self, error: BaseException) -> Exception:
+        """The error; a panic in a tokenizer's Rust is no Exception, and would end the thread."""
+        if isinstance(error, torch.AcceleratorError):
+            self.broken = error
+        return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
 def _give_up(begun: asyncio.Future[Answer]) -> None:

@@ -245,15 +245,18 @@ def test_odd_texts_are_answered(served, text):
     """Each by what it means, or by a 400 that says why; never by a failure."""
     for path in FIELDS:
         body = right(served, path)
-        body["text" if path == "/v1/score" else "prompt"] = text
+        written = next(name for name in ("text", "word", "prompt", "model") if name in body)
         for model in (served.gpt2, served.albert):
-            body["model" if path == "/v1/completions" else "models"] = (
-                model if path == "/v1/completions" else [model]
-            )
-            status, answer = served.ask(path, body)
+            one = "model" in body
+            asked = {**body, "model" if one else "models": model if one else [model], written: text}
+            status, answer = served.ask(path, asked)
+            if written == "model" and status == 404:
+                assert_told(answer, 404)
+                continue
             assert status in (200, 400), answer
             if status == 400:
                 assert_told(answer, 400)
+                assert "Extra inputs" not in answer["error"]["message"]
 
 
 def test_odd_texts_come_back_as_they_are(served):

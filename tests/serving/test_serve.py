@@ -108,6 +108,13 @@ def test_several_prompts_and_continuations_with_log_probabilities(served):
         assert told.text_offset == offsets_of(told.tokens)
         for value, top in zip(told.token_logprobs, told.top_logprobs, strict=True):
             assert value <= max(top.values()) + 1e-5
+            assert 2 <= len(top) <= 3
+        for token, value, top in zip(
+            told.tokens, told.token_logprobs, told.top_logprobs, strict=True
+        ):
+            assert (
+                top[token] >= value - 1e-5
+            )  # as OpenAI has it, also when it is not among the best
     log_likelihood = made.choices[0].logprobs.token_logprobs[0]
     model = load_predictor(served.gpt2, home=served.folder, threads=1)
     (scores,) = model.score(["a"])

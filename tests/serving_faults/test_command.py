@@ -13,7 +13,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from serving.live import Champions, Client, eventually
+from serving.live import Champions, Client, claims_more, eventually, save
+from tiny_models import gpt2, gpt_neo
 
 from smallm.serving.keys import VARIABLE
 from smallm.serving.page import OPEN_PATHS
@@ -32,16 +33,21 @@ def folder(tmp_path_factory):
     """With a home in whose MLflow there is a champion."""
     made = tmp_path_factory.mktemp("command")
     Champions(made).crown(layers=1)
+    save(gpt_neo(context=32), made / "short")
+    claims_more(made / "short")
+    model, tokenizer = gpt2()
+    model.transformer.ln_f.weight.data.fill_(float("nan"))
+    save((model, tokenizer), made / "damaged")
     return made
 
 
 @contextmanager
-def served(folder, **environment):
-    """While `serve run` serves the champion."""
+def served(folder, models="champion", **environment):
+    """While `serve run` serves some models."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", 8000)) == 0:
             pytest.skip("something listens on port 8000")
-    command = [Path(sys.prefix) / "bin" / "serve", "run", "serve.app:build", "models=champion"]
+    command = [Path(sys.prefix) / "bin" / "serve", "run", "serve.app:build", f"models={models}"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
     own = {"SMALLM_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", **environment}
     with (folder / "log").open("w") as log:
@@ -81,13 +87,15 @@ def test_the_curl_lines_of_the_readme_are_answered(folder):
 
 @pytest.mark.parametrize("front", [{}, FAST], ids=["default", "fast"])
 def test_either_front_answers_those_with_a_key_and_logs_none(folder, front):
-    with served(folder, **{VARIABLE: KEY}, **front):
+    short, damaged = str(folder / "short"), str(folder / "damaged")
+    with served(folder, f"champion,{short},{damaged}", **{VARIABLE: KEY}, **front):
         stranger = Client(ADDRESS.replace("localhost", "127.0.0.1"))
         assert stranger.ask("/v1/models")[0] == 401
         for path in OPEN_PATHS:
             assert stranger.ask(path)[0] == 200, path
         with openai.OpenAI(base_url=f"{ADDRESS}/v1", api_key=KEY, max_retries=0) as client:
-            assert [model.id for model in client.models.list()] == ["champion"]
+            assert [model.id for model in client.models.list()] == ["champion", short, damaged]
+            models_that_fail_are_told(client, short, damaged)
             options = {"model": "champion", "prompt": "The", "max_tokens": 9, "temperature": 0}
             whole = client.completions.create(**options).choices[0].text
             pieces = list(client.completions.create(**options, stream=True))
@@ -100,6 +108,31 @@ def test_either_front_answers_those_with_a_key_and_logs_none(folder, front):
     assert any("serve" in path.parts for path in written)
     for path in (*written, folder / "log"):
         assert KEY.encode() not in path.read_bytes(), path
+
+
+def models_that_fail_are_told(client, short, damaged):
+    """Before a stream begins, in its middle, and beside models that answer."""
+    with pytest.raises(openai.InternalServerError, match="weights may be damaged"):
+        client.completions.create(model=damaged, prompt="a", max_tokens=2, stream=True)
+    asked = {"model": short, "prompt": "The", "max_tokens": 40, "temperature": 0}
+    with pytest.raises(openai.InternalServerError, match="the model failed"):
+        client.completions.create(**asked)
+    pieces = []
+    with pytest.raises(openai.APIError, match="the model failed"):
+        pieces.extend(client.completions.create(**asked, stream=True))
+    assert pieces
+    keyed = Client("http://127.0.0.1:8000", key=KEY)
+    models = ["champion", short, damaged]
+    body = {"prompt": asked["prompt"], "models": models, "max_tokens": 40, "temperature": 0}
+    status, _, answer = keyed.ask("/v1/compare", body)
+    assert (status, list(answer["models"])) == (200, models)
+    found = [answer["models"][name]["continuation"] for name in models]
+    assert found[0]["text"]
+    assert found[1]["error"]["message"] == "the model failed"
+    assert "weights may be damaged" in found[2]["error"]["message"]
+    status, _, answer = keyed.ask("/v1/next-words", {"prompt": "a", "models": models})
+    assert "weights may be damaged" in answer["models"][damaged]["error"]["message"]
+    assert answer["models"]["champion"]["words"]
 
 
 def leaves_a_stream(client):

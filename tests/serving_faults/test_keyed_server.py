@@ -1,6 +1,5 @@
 """A server with keys, limits and a champion that moves; and models that fail when asked."""
 
-import json
 import re
 import time
 from contextlib import ExitStack, closing
@@ -12,6 +11,7 @@ from ray import serve
 from serving.live import (
     Champions,
     Client,
+    claims_more,
     eventually,
     failures,
     free_port,
@@ -87,12 +87,6 @@ def bob(server):
     return Client(server.address, key=BOB)
 
 
-def claims_more(folder):
-    """The model says that it reads longer texts than it has positions for."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"n_positions": 4096}))
-
-
 def test_a_key_is_asked_for(server, ada):
     stranger, guest = Client(server.address), Client(server.address, key="a-key-of-nobody-here")
     for client in (stranger, guest):
@@ -160,13 +154,17 @@ def test_questions_that_travel_with_one_that_fails_are_answered(server, ada, bob
 
 
 def test_a_damaged_model_says_so(server, ada):
-    status, _, answer = ada.ask("/v1/score", {"text": "a b", "models": [server.damaged]})
-    assert status in (400, 500)
-    assert "weights may be damaged" in answer["error"]["message"]
+    only = {"models": [server.damaged]}
     request = {"model": server.damaged, "prompt": "a", "max_tokens": 2}
-    status, _, answer = ada.ask("/v1/completions", request)
-    assert status == 500
-    assert "weights may be damaged" in answer["error"]["message"]
+    for path, body in (
+        ("/v1/score", {"text": "a b", **only}),
+        ("/v1/next-words", {"prompt": "a", **only}),
+        ("/v1/completions", request),
+        ("/v1/completions", request | {"temperature": 0, "logprobs": 1}),
+    ):
+        status, _, answer = ada.ask(path, body)
+        assert (status, answer["error"]["param"]) == (500, None), path
+        assert "weights may be damaged" in answer["error"]["message"]
     status, _, answer = ada.ask(
         "/v1/compare", {"prompt": "a", "models": [server.damaged, server.short], "max_tokens": 1}
     )
@@ -228,6 +226,7 @@ def test_a_key_that_asks_too_much_is_turned_away_for_now(ada, bob):
             half.endheaders()
         refused = eventually(lambda: (found := ada.ask("/v1/models"))[0] != 200 and found)
         assert_later(refused, f"more than {PER_KEY} requests at once")
+        assert ada.ask("/metrics")[0] == 200  # who watches sees it
         assert bob.ask("/v1/models")[0] == 200
     eventually(lambda: ada.ask("/v1/models")[0] == 200, patience=10)
 
