@@ -42,7 +42,7 @@ def server(tmp_path_factory):
     save(gpt2(layers=4, context=2**16), folder / "slow")
     save(gpt_neo(context=32), folder / "short")
     claims_more(folder / "short")
-    model, tokenizer = gpt2()
+    model, tokenizer = gpt2(context=96)
     model.transformer.ln_f.weight.data.fill_(float("nan"))
     save((model, tokenizer), folder / "damaged")
     names = ["slow", "short", "damaged"]
