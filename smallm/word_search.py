@@ -24,6 +24,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -157,8 +158,8 @@ class Rest:
         share, self.share = self.share, 2 * self.share
         if share >= len(self.masses):
             return np.flatnonzero(self.masses)
-        ids = np.argpartition(self.masses, -share)[-share:]
-        return ids[np.argsort(-self.masses[ids], kind="stable")]
+        # numpy's argpartition takes ten times as long on masses as skewed as these.
+        return np.asarray(torch.from_numpy(self.masses).topk(share).indices)
 
     def take_out(self, ids: NDArray[np.int64]) -> tuple[list[int], list[float]]:
         """Those of some ids that are left, with their masses, which are its own no more."""
@@ -194,7 +195,10 @@ class Search:
 
         This holds for a word that ends there; longer texts on the frontier have their own.
         """
-        own = {text: sum(each.bound for each in items) for text, items in self.frontier.items()}
+        own = {
+            text: items[0].bound if len(items) == 1 else sum(each.bound for each in items)
+            for text, items in self.frontier.items()
+        }
         return dict(_along(own))
 
     def at(self, texts: Iterable[bytes]) -> list[Prefix | Rest]:
