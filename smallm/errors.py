@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST = 300  # characters of what a library says
+NO_PROBABILITIES = "the model gives no probabilities here: its weights may be damaged"
 
 
 class SmallmError(Exception):

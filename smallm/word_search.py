@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smallm.errors import DamagedModelError, SmallmError
+from smallm.errors import NO_PROBABILITIES, DamagedModelError, SmallmError
 
 Expand = Callable[[Sequence[Sequence[int]]], Tensor]
 """Logits (prefixes, ids) of the next id after the prompt and each prefix of ids: log-probabilities
@@ -294,9 +294,7 @@ class Search:
         if not prefixes[0].ids:
             masses[:, ~lexicon.begins] = 0
             if np.isnan(mass := masses.sum()):
-                raise DamagedModelError(
-                    "the model gives no probabilities here: its weights may be damaged"
-                )
+                raise DamagedModelError(NO_PROBABILITIES)
             if not mass > 0:
                 raise SmallmError("the model lets no word begin after this prompt")
             masses /= mass

@@ -109,6 +109,7 @@ def test_a_trial_whose_process_never_starts_is_started_again(place):
     (place / "impatient.py").write_text(IMPATIENT)
     output = finish(start(place, "--space", "small.yaml", program="impatient.py"))
     assert (place / "hangs").exists()
+    assert output.count("a trial has not started in 20 s: it is started again") == 1
     assert "Traceback" not in output
     result = check_nothing_is_lost_or_doubled(place)
     assert {trial["status"] for trial in result["trials"]} <= {"completed", "stopped"}

@@ -76,6 +76,7 @@ MAY_DIFFER = ("resume", "storage", "wait", "trials_per_gpu")  # when a search go
 TELL_EVERY = 60.0  # seconds
 MOST_ASKED = 20  # times that the sampler may suggest what was tried, in a space of few configs
 PACKED = "report"  # the name of all that a trial reports, as one line of JSON
+log = logging.getLogger(__name__)
 
 
 def seen_here(job: dict[str, Any]) -> tuple[str, bool, bool]:
@@ -377,6 +378,7 @@ class TrialActors(RayActorManager):
                 continue
             started = [*self._tracked_actors_to_state_futures[actor]]  # or heard of in a moment
             if started and not ray.wait(started, timeout=0)[0]:
+                log.warning("a trial has not started in %g s: it is started again", START_SECONDS)
                 ray.kill(handle)
             self._since[actor] = now
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smallm.errors import DamagedModelError
+from smallm.errors import NO_PROBABILITIES, DamagedModelError
 from smallm.predictors import Decoding
-
-NOTHING = "the model gives no probabilities here: its weights may be damaged"
 
 
 def kept_logits(logits: Tensor, decoding: Decoding) -> Tensor:
@@ -33,11 +31,11 @@ def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> in
     if decoding.temperature == 0:
         best = int(logits.argmax())
         if not torch.isfinite(logits[best]):
-            raise DamagedModelError(NOTHING)
+            raise DamagedModelError(NO_PROBABILITIES)
         return best
     below = kept_logits(logits.cpu(), decoding).softmax(0).cumsum(0)
     if not below[-1] > 0:  # not a number
-        raise DamagedModelError(NOTHING)
+        raise DamagedModelError(NO_PROBABILITIES)
     # The inverse of the distribution: torch.multinomial takes ten times as long for one id.
     place = below[-1] * torch.rand((), dtype=below.dtype, generator=generator)
     last = torch.searchsorted(below, below[-1])  # with a probability, should `place` round up to 1

@@ -13,11 +13,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from smallm.baselines import CHAMPION, default_models
 from smallm.serving import api_page, page
 from smallm.serving.guard import OPEN_PATHS, Rules
-from smallm.serving.keys import Keys
+from smallm.serving.keys import Keys, is_loopback
 from smallm.settings import Group, validated
 
 REGISTERED = "models:/"
-LOOPBACK = (None, "localhost", "127.0.0.1", "::1")  # a file has no host
 
 
 def is_registered(name: str) -> bool:
@@ -28,7 +27,8 @@ def is_registered(name: str) -> bool:
 def is_on_this_machine(name: str) -> bool:
     """Whether a model is from an MLflow that no other machine reaches: a file, or on loopback."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return is_registered(name) and urlsplit(uri).hostname in LOOPBACK
+    host = urlsplit(uri).hostname  # a file has none
+    return is_registered(name) and (host is None or is_loopback(host))
 
 
 class Resources(Group):

@@ -176,7 +176,7 @@ def test_a_machine_that_is_cut_off_for_a_while_costs_nothing(cluster, laptop):
     for line in search.stdout:
         said.append(line)
         reached += " rung 1/" in line
-        if reached == 3 and cutting is None:  # all have begun: Ray waits for ever for a lost start
+        if reached == 3 and cutting is None:  # all have begun: a start that is lost takes minutes
             assert trials_on(cut)
             cluster.connect(cut, "down")
             cutting = Timer(CUT_OFF, cluster.connect, (cut, "up"))

@@ -106,15 +106,11 @@ def test_several_prompts_and_continuations_with_log_probabilities(served):
         assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 4
         assert b"".join(map(bytes_of, told.tokens)).decode(errors="replace") == choice.text
         assert told.text_offset == offsets_of(told.tokens)
-        for value, top in zip(told.token_logprobs, told.top_logprobs, strict=True):
+        places = zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True)
+        for token, value, top in places:
             assert value <= max(top.values()) + 1e-5
             assert 2 <= len(top) <= 3
-        for token, value, top in zip(
-            told.tokens, told.token_logprobs, told.top_logprobs, strict=True
-        ):
-            assert (
-                top[token] >= value - 1e-5
-            )  # as OpenAI has it, also when it is not among the best
+            assert top[token] >= value - 1e-5  # as OpenAI has it, also if others are likelier
     log_likelihood = made.choices[0].logprobs.token_logprobs[0]
     model = load_predictor(served.gpt2, home=served.folder, threads=1)
     (scores,) = model.score(["a"])

@@ -89,6 +89,16 @@ def test_what_is_asked_while_the_version_changes_is_answered(versions, ask):
     assert not any(isinstance(each, Exception) for each in run(asked()))
 
 
+async def leaves(versions, request, entered, goes_on):
+    """Its client goes away once the model works on it, which goes on only then."""
+    task = asyncio.create_task(versions.completed(request))
+    await until(entered.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    goes_on.set()
+
+
 def test_who_goes_away_while_the_model_begins_leaves_nothing_behind(versions, monkeypatch):
     engine = versions._worker.engine
     begin, entered, goes_on, begun = engine.begin, threading.Event(), threading.Event(), []
@@ -103,12 +113,7 @@ def test_who_goes_away_while_the_model_begins_leaves_nothing_behind(versions, mo
 
     async def asked():
         endless = LONG.model_copy(update={"max_tokens": 4000})
-        task = asyncio.create_task(versions.completed(endless))
-        await until(entered.is_set)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        goes_on.set()
+        await leaves(versions, endless, entered, goes_on)
         await until(lambda: begun and begun[0].ended)
         (row,) = begun[0].rows
         assert len(row.ids) < 2000
@@ -339,12 +344,7 @@ def test_who_goes_away_while_prompts_are_told_saves_the_rest(versions, monkeypat
     request = CompletionRequest(model="m", prompt=["a", "b", "c"], echo=True, logprobs=1)
 
     async def asked():
-        task = asyncio.create_task(versions.completed(request))
-        await until(entered.is_set)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        goes_on.set()
+        await leaves(versions, request, entered, goes_on)
         assert await versions.score("a b")
 
     run(asked())
