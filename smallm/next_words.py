@@ -17,14 +17,14 @@ from torch import Tensor
 from smallm.errors import SmallmError
 from smallm.predictors import NextWord, NextWords
 from smallm.tokens import WORD
-from smallm.word_search import EXACT, Expand, Looks, Prefix, Rest, Search, lexicon_of
+from smallm.word_search import EXACT, Continuation, Expand, Looks, Search, lexicon_of
 
 T = TypeVar("T")
 ExpandTogether = Callable[[Sequence[tuple[int, Sequence[Sequence[int]]]]], Sequence[Tensor]]
 """For each (search, prefixes of ids), logits (prefixes, ids)."""
 
-BATCH = 16  # prefixes that a model looks at together
-LIMIT = 256  # prefixes that it looks at for one prompt: most need 40 to 90
+BATCH = 8  # prefixes that a model looks at together
+LIMIT = 256  # prefixes that it looks at for one prompt: most need 10 to 50
 RANKS = (1, 3, 10)
 FEWEST_WORDS = 8  # before a word whose rank is asked for
 
@@ -98,10 +98,10 @@ def finding(
     check_k(k, token_bytes)
     search = Search(lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
     yield from search.begin()
-    while blocking := _blocking(search, k):
-        if not (yield from search.advance(blocking)):
+    while True:
+        certified, blocking = _blocking(search, k)
+        if certified or not (yield from search.advance(blocking)):
             break
-    certified = not blocking
     best = _best(search, k)
     uppers = [search.upper(word) for word in best]
     return NextWords(
@@ -119,31 +119,21 @@ def _best(search: Search, count: int) -> list[bytes]:
     return heapq.nsmallest(count, search.words, key=lambda word: (-search.words[word], word))
 
 
-def _blocking(search: Search, k: int) -> list[Prefix | Rest]:
-    """What keeps the k heaviest words from being certain and in order; empty when they are."""
-    while True:
-        taken = search.taken
-        best = _best(search, k)
-        least = (search.words[best[-1]] if len(best) == k else 0.0) + EXACT
-        bounds = search.bounds()
-        unseen = {text for text, bound in bounds.items() if bound > least}
-        if len(found := search.at(unseen)) >= search.batch:
-            return found
-        contested = _rivals(search, set(best), least, max(bounds.values(), default=0.0))
-        if contested and len(best) == k:
-            contested.add(best[-1])
-        for upper, lower in pairwise(best):
-            if search.upper(lower) > search.words[upper] + EXACT:
-                contested |= {upper, lower}
-        blocking = search.useful(unseen, contested)
-        if blocking or taken == search.taken:  # else the bounds have moved meanwhile
-            return blocking
-
-
-def _rivals(search: Search, known: set[bytes], least: float, gain: float) -> set[bytes]:
-    """Seen words that may be more probable than `least` when none gains more than `gain`."""
-    near = [word for word, low in search.words.items() if low + gain > least and word not in known]
-    return {word for word in near if search.upper(word) > least}
+def _blocking(search: Search, k: int) -> tuple[bool, list[Continuation]]:
+    """Whether the k heaviest words are certain and in order, and what keeps them from being so."""
+    best = _best(search, k)
+    least = (search.words[best[-1]] if len(best) == k else 0.0) + EXACT
+    gain, possible, blocking = search.unseen(least)
+    if possible:
+        return False, blocking
+    certain, known = True, set(best)
+    near = (w for w, low in search.words.items() if low + gain > least and w not in known)
+    for heavier, lighter in [*pairwise(best), *((best[-1], word) for word in near)]:
+        excess = search.upper(lighter) - search.words[heavier] - EXACT
+        if excess > 0:
+            certain = False
+            blocking += search.leading_to((heavier, lighter), excess)
+    return certain, blocking
 
 
 def word_log_probability(
@@ -198,29 +188,27 @@ def _ranking(
     search = Search(lexicon_of(tuple(token_bytes), end_ids), batch=batch, limit=limit)
     yield from search.begin()
     while True:
-        taken = search.taken
         sure, possible, blocking = _rivals_of(search, word.encode())
         decided = {k: True if possible < k else False if sure >= k else None for k in ks}
-        if None not in decided.values():
-            return decided
-        if not (yield from search.advance(blocking)) and taken == search.taken:
+        if None not in decided.values() or not (yield from search.advance(blocking)):
             return decided
 
 
-def _rivals_of(search: Search, gold: bytes) -> tuple[int, float, list[Prefix | Rest]]:
+def _rivals_of(search: Search, gold: bytes) -> tuple[int, float, list[Continuation]]:
     """How many words are surely and may be as probable as one word, and what leaves it open."""
     upper = search.upper(gold) - EXACT
     low = search.words.get(gold, 0.0) - EXACT
-    bounds = search.bounds()
-    unseen = {text for text, bound in bounds.items() if bound >= low}
+    gain, unseen, blocking = search.unseen(max(low, 0.0))
     sure = sum(1 for word, mass in search.words.items() if mass >= upper and word != gold)
     if low <= 0:
-        return sure, math.inf, search.useful(unseen, {gold})
-    gain = max(bounds.values(), default=0.0)
+        return sure, math.inf, [*blocking, *search.leading_to([gold], math.inf)]
     near = [w for w, mass in search.words.items() if low - gain <= mass < upper and w != gold]
-    close = {word for word in near if search.upper(word) >= low}
+    close = [(word, excess) for word in near if (excess := search.upper(word) - low) >= 0]
     possible = sure + len(close) + (search.residual // low if unseen else 0)
-    return sure, possible, search.useful(unseen, {gold, *close})
+    for word, excess in close:
+        enough = min(excess, upper - search.words[word])
+        blocking += search.leading_to((word, gold), enough)
+    return sure, possible, blocking
 
 
 def word_positions(

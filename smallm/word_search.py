@@ -7,9 +7,10 @@ the text, so the last word of the prompt is taken as finished (Pimentel and Meis
 2406.14561; Oh and Schuler 2024, arXiv 2406.10851).
 
 The search takes the heaviest token prefixes first. What a model says after a prefix splits the
-prefix's mass: some of it ends the word and is credited, the rest goes on to longer prefixes. Mass
-is never dropped: credited + end of text + residual = 1. The continuations of a prefix stay
-together in one array, a `Rest`, and only those that matter become prefixes of their own.
+prefix's mass: some of it ends the word and is credited, the rest is the mass of its continuations.
+Mass is never dropped: credited + end of text + residual = 1. Continuations stay in one array, a
+`Rest`; all rests after one and the same text are a `Node`. The sums of their masses along each text
+that they can write bound at once what every word can gain there.
 
 A word w can gain only from the mass at texts that w begins with, so its probability lies between
 what it was credited, L(w), and U(w) = L(w) + that mass. U(w) is at most L(w) + residual.
@@ -18,10 +19,12 @@ what it was credited, L(w), and U(w) = L(w) + that mass. U(w) is at most L(w) + 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -42,8 +45,19 @@ WHITE_SPACE = b" \t\n\r\f\v"
 EXACT = 1e-9
 """Probabilities nearer than this count as equal: it is below the precision of the models."""
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
-FIRST_SHARE = 32  # continuations that become prefixes at first; then twice as many, and so on
-REMEMBERED = 100_000  # ends of words whose ids are kept
+FEW = 32  # texts that are bounded one by one
+REMEMBERED = 100_000  # texts whose ids are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The ids that write a text or more of it: their heads begin the text or go on from it."""
+
+    on: NDArray[np.int64]
+    """Ids whose heads begin the text; those with which a word ends only where it is the text."""
+    first: int
+    """Ids whose heads begin with the text are lexicon.order[first:last]."""
+    last: int
 
 
 class Lexicon:
@@ -59,8 +73,6 @@ class Lexicon:
         self.ends = np.zeros(size, dtype=bool)  # of the text
         self.opens = np.zeros(size, dtype=bool)  # with white space
         self.closes = np.zeros(size, dtype=bool)  # its head: white space follows inside
-        self.by_head: dict[bytes, list[int]] = {}
-        self._beginning: dict[bytes, NDArray[np.int64]] = {}
         for number, content in enumerate(token_bytes):
             text = content.lstrip(WHITE_SPACE)
             head = text.split(None, 1)[0] if text else b""
@@ -68,30 +80,65 @@ class Lexicon:
             self.ends[number] = not content or number in end_ids
             self.opens[number] = content[:1].isspace()
             self.closes[number] = len(head) < len(text)
-            if not self.ends[number]:
-                self.by_head.setdefault(head, []).append(number)
         self.begins = self.ends | self.opens  # B, and what ends a word
-        self.longest_opening = self._chain(self.opens)
-        self.longest_inner = self._chain(~self.begins)
+        self.endings = np.stack([self.ends, self.begins]).astype(np.float32)
+        """(2, ids): what ends the text while there is no word, and what ends a word."""
+        self.goes_on = 1 - self.endings
+        self._arrange()
+        self._routes: dict[bytes, Route] = {}
 
-    def _chain(self, among: NDArray[np.bool_]) -> int:
-        """The most ids whose heads all begin one and the same text."""
-        counts = {
-            head: count
-            for head, ids in self.by_head.items()
-            if (count := int(np.count_nonzero(among[ids])))
-        }
-        return int(max((chain for _, chain in _along(counts)), default=0))
+    def _arrange(self) -> None:
+        """Orders ids so that each is followed by those whose heads begin with its own."""
+        order = sorted(range(len(self.heads)), key=lambda n: (self.heads[n], self.closes[n]))
+        last = np.full(len(order), len(order))  # place after all that go on from it
+        path: list[int] = []
+        for place, number in enumerate(order):
+            while path and not self.heads[number].startswith(self.heads[order[path[-1]]]):
+                last[path.pop()] = place
+            if self.closes[number]:
+                last[place] = place + 1  # nothing goes on from it
+            else:
+                path.append(place)
+        self.order = np.array(order)
+        self.reach = list(
+            zip(np.argsort(order).tolist(), last[np.argsort(order)].tolist(), strict=True)
+        )
+        """Of each id: its place in `order`, and the one after all that go on from it."""
+        self._sorted = [self.heads[number] for number in order]
+        by_last = np.argsort(last, kind="stable")
+        self._by_last = self.order[by_last]
+        self._ended = np.searchsorted(last[by_last], np.arange(len(order)), side="right")
 
-    def beginning(self, text: bytes) -> NDArray[np.int64]:
-        """Ids with which a text may begin, white space before it included."""
-        found = self._beginning.get(text)
+    def sums(self, masses: NDArray[np.float32]) -> NDArray[np.float64]:
+        """For each place in `order`, the mass of the ids whose heads begin its id's head.
+
+        Of ids with the same head the last place has all.
+        """
+        # torch's cumsum takes a third of numpy's time.
+        before = torch.zeros(len(masses) + 1, dtype=torch.float64)
+        torch.cumsum(torch.from_numpy(masses.take(self._by_last)), 0, out=before[1:])
+        upto = torch.from_numpy(masses.take(self.order)).cumsum(0, dtype=torch.float64)
+        return np.asarray(upto.numpy() - before.numpy().take(self._ended))
+
+    def route(self, text: bytes) -> Route:
+        """The ids that may write a text, white space before it included."""
+        found = self._routes.get(text)
         if found is None:
-            heads = (self.by_head.get(text[:end], ()) for end in range(len(text) + 1))
-            found = np.array([number for ids in heads for number in ids], dtype=np.int64)
-            if len(self._beginning) < REMEMBERED:
-                self._beginning[text] = found
+            on = [
+                int(self.order[place])
+                for end in range(len(text) + 1)
+                for place in range(*self._places(text[:end]))
+                if end == len(text) or not self.closes[self.order[place]]
+            ]
+            first = bisect_left(self._sorted, text)
+            last = bisect_right(self._sorted, text, key=lambda head: head[: len(text)])
+            found = Route(np.array(on, dtype=np.int64), first, last)
+            if len(self._routes) < REMEMBERED:
+                self._routes[text] = found
         return found
+
+    def _places(self, head: bytes) -> tuple[int, int]:
+        return bisect_left(self._sorted, head), bisect_right(self._sorted, head)
 
 
 @lru_cache(maxsize=8)
@@ -100,75 +147,127 @@ def lexicon_of(token_bytes: tuple[bytes, ...], end_ids: frozenset[int]) -> Lexic
     return Lexicon(token_bytes, end_ids)
 
 
-def _along(values: Mapping[bytes, float]) -> Iterator[tuple[bytes, float]]:
-    """For each text, the sum of the values at all texts that it begins with."""
-    path: list[tuple[bytes, float]] = []
-    for text in sorted(values):
-        while path and not text.startswith(path[-1][0]):
-            path.pop()
-        path.append((text, values[text] + (path[-1][1] if path else 0.0)))
-        yield path[-1]
-
-
 @dataclass(eq=False, slots=True)
 class Prefix:
-    """Tokens after the prompt that the model has not looked at, with their probability."""
+    """Tokens after the prompt that the model looks at, with their probability."""
 
     ids: tuple[int, ...]
     text: bytes
     """The word so far; empty while there is only white space."""
     mass: float
 
-    @property
-    def bound(self) -> float:
-        """The most that one word can gain from it."""
-        return self.mass
-
 
 @dataclass(eq=False, slots=True)
 class Rest:
-    """Continuations of a prefix that are not prefixes of their own yet."""
+    """Continuations of a prefix that the model has not looked at."""
 
     ids: tuple[int, ...]
-    text: bytes
-    mass: float
     masses: NDArray[np.float32]
     """Of each id; 0 for those that do not continue the prefix or were taken out."""
-    top: float
-    """The largest of them; -1 when something was taken out since."""
-    chain: int
-    """The most ids that can lead to one word."""
-    share: int
-    """How many become prefixes next time."""
-    opened: set[bytes] = field(default_factory=set)
 
-    def heaviest(self) -> float:
-        """The largest mass that is left."""
-        if self.top < 0:
-            self.top = float(self.masses.max())
-        return self.top
 
-    @property
-    def bound(self) -> float:
-        """The most that one word can gain from it."""
-        return min(self.mass, self.chain * self.heaviest())
+class Continuation(NamedTuple):
+    """One id of a rest."""
 
-    def next_share(self) -> NDArray[np.int64]:
-        """The heaviest ids that are left; twice as many the next time."""
-        share, self.share = self.share, 2 * self.share
-        if share >= len(self.masses):
-            return np.flatnonzero(self.masses)
-        # numpy's argpartition takes ten times as long on masses as skewed as these.
-        return np.asarray(torch.from_numpy(self.masses).topk(share).indices)
+    mass: float
+    node: Node
+    rest: Rest
+    number: int
 
-    def take_out(self, ids: NDArray[np.int64]) -> tuple[list[int], list[float]]:
-        """Those of some ids that are left, with their masses, which are its own no more."""
-        ids = ids[self.masses[ids] > 0]
-        masses = self.masses[ids]
-        self.masses[ids] = 0
-        self.mass = max(self.mass - float(masses.sum(dtype=np.float64)), 0.0)
-        self.top = -1.0
-        return ids.tolist(), masses.tolist()
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """All rests after one text."""
+
+    text: bytes
+    rests: list[Rest] = field(default_factory=list)
+    masses: NDArray[np.float32] = field(init=False)
+    """Of each id, in all rests."""
+    mass: float = 0.0
+    sums: NDArray[np.float64] | None = None
+    """Of the masses along the heads of each id, by lexicon.order, once they are asked for."""
+
+    def add(self, rest: Rest, mass: float) -> None:
+        """One rest more, of some mass in all."""
+        self.masses = self.masses + rest.masses if self.rests else rest.masses
+        self.rests.append(rest)
+        self.mass += mass
+        self.sums = None
+
+    def changed(self) -> None:
+        """Sums up after something was taken out of its rests."""
+        masses = self.rests[0].masses
+        for rest in self.rests[1:]:
+            masses = masses + rest.masses
+        self.masses, self.mass, self.sums = masses, float(masses.sum(dtype=np.float64)), None
+
+    def all_sums(self, lexicon: Lexicon) -> NDArray[np.float64]:
+        """The sums, computed when first asked for."""
+        if self.sums is None:
+            self.sums = lexicon.sums(self.masses)
+        return self.sums
+
+    def gain(self, lexicon: Lexicon, text: bytes) -> float:
+        """The most that one word can gain here which goes on from its text with another one."""
+        route = lexicon.route(text)
+        if route.first == route.last:
+            return float(self.masses[route.on].sum(dtype=np.float64))
+        sums = self.all_sums(lexicon)[route.first : route.last]
+        return float(sums[sums.argmax()])
+
+    def witness(self, lexicon: Lexicon, text: bytes) -> NDArray[np.int64]:
+        """The ids of that gain."""
+        route = lexicon.route(text)
+        if route.first == route.last:
+            return route.on
+        place = route.first + self.all_sums(lexicon)[route.first : route.last].argmax()
+        return lexicon.route(lexicon.heads[lexicon.order[place]]).on
+
+    def heaviest(self, lexicon: Lexicon, least: float, count: int) -> list[Continuation]:
+        """The fewest continuations without which no word gains more than `least`, or as many."""
+        sums, masses = self.all_sums(lexicon).copy(), self.masses.copy()
+        found: list[Continuation] = []
+        while len(found) < count and sums[place := int(sums.argmax())] > least:
+            on = lexicon.route(lexicon.heads[lexicon.order[place]]).on
+            number = int(on[masses[on].argmax()])
+            if not masses[number]:
+                break  # the sums are not exact to the last bit
+            found += self.by(number)
+            masses[number] = 0
+            first, last = lexicon.reach[number]
+            sums[first:last] -= self.masses[number]
+        return found
+
+    def by(self, number: int) -> list[Continuation]:
+        """Continuations by one id, without those that hold little of its mass."""
+        if len(self.rests) == 1:
+            return [Continuation(float(self.masses[number]), self, self.rests[0], number)]
+        enough = self.masses[number] / (2 * len(self.rests))
+        return [
+            Continuation(float(mass), self, rest, number)
+            for rest in self.rests
+            if (mass := rest.masses[number]) >= enough
+        ]
+
+
+def _until(excess: float, ways: Sequence[tuple[Node, NDArray[np.int64]]]) -> list[Continuation]:
+    """The heaviest continuations by some ids, until they hold more than some mass."""
+    among = [
+        (mass, number, node)
+        for node, ids in ways
+        for mass, number in zip(node.masses[ids].tolist(), ids.tolist(), strict=True)
+    ]
+    excess = min(excess, sum(mass for mass, _, _ in among))
+    light = excess / (2 * max(len(among), 1))  # what all that is lighter holds does not matter
+    found = []
+    for mass, number, node in sorted(among, key=lambda each: -each[0]):
+        if mass <= light:
+            break
+        found += node.by(number)
+        excess -= mass
+        if excess < 0:
+            break
+    return found
 
 
 class Search:
@@ -181,145 +280,162 @@ class Search:
         self.end_of_text = 0.0
         self.looked_at = 0
         """Prefixes that the model has looked at."""
-        self.taken = 0
-        """Continuations that became prefixes or words."""
-        self.frontier: dict[bytes, list[Prefix | Rest]] = {}
+        self.nodes: dict[bytes, Node] = {}
 
     @property
     def residual(self) -> float:
         """Mass that belongs to no word and not to the end of the text."""
-        return sum(item.mass for items in self.frontier.values() for item in items)
-
-    def bounds(self) -> dict[bytes, float]:
-        """For each text on the frontier, the most that a word which begins with it can gain.
-
-        This holds for a word that ends there; longer texts on the frontier have their own.
-        """
-        own = {
-            text: items[0].bound if len(items) == 1 else sum(each.bound for each in items)
-            for text, items in self.frontier.items()
-        }
-        return dict(_along(own))
-
-    def at(self, texts: Iterable[bytes]) -> list[Prefix | Rest]:
-        """What lies on the frontier at some texts and at all that they begin with."""
-        places = {text[:end] for text in texts for end in range(len(text) + 1)}
-        return [item for place in places for item in self.frontier.get(place, ())]
-
-    def useful(self, unseen: set[bytes], words: set[bytes]) -> list[Prefix | Rest]:
-        """What bears on unseen words at some texts, and on some words.
-
-        No rest bears on the latter: all that leads to them is taken out of it.
-        """
-        for word in words:
-            self.open(word)
-        items = self.at(unseen)
-        known = set(map(id, items))
-        prefixes = (item for item in self.at(words) if isinstance(item, Prefix))
-        return items + [item for item in prefixes if id(item) not in known]
+        return sum(node.mass for node in self.nodes.values())
 
     def upper(self, word: bytes) -> float:
         """The most that a word's probability can be."""
-        gain = self.words.get(word, 0.0)
-        for end in range(len(word) + 1):
-            for item in self.frontier.get(word[:end], ()):
-                if isinstance(item, Prefix):
-                    gain += item.mass
-                elif word not in item.opened:  # else what leads to the word is out of it
-                    ids = self.lexicon.beginning(word[end:])
-                    gain += float(item.masses[ids].sum(dtype=np.float64))
-        return gain
+        return self.words.get(word, 0.0) + sum(
+            sum(node.masses[self.lexicon.route(rest).on].tolist())
+            for node, rest in self._on_the_way(word)
+        )
 
-    def open(self, word: bytes) -> None:
-        """Makes what leads to a word prefixes of their own, so that they can be looked at."""
-        for end in range(len(word) + 1):
-            for item in list(self.frontier.get(word[:end], ())):
-                if isinstance(item, Rest) and word not in item.opened:
-                    item.opened.add(word)
-                    self._take(item, self.lexicon.beginning(word[end:]))
+    def _on_the_way(self, text: bytes) -> Iterator[tuple[Node, bytes]]:
+        """The nodes at what a text begins with, and what is left of it there."""
+        for end in range(len(text) + 1):
+            if node := self.nodes.get(text[:end]):
+                yield node, text[end:]
+
+    def leading_to(self, words: Iterable[bytes], excess: float) -> list[Continuation]:
+        """The heaviest continuations from which words can gain, until they hold `excess` mass."""
+        ways = [
+            (node, self.lexicon.route(rest).on)
+            for word in words
+            for node, rest in self._on_the_way(word)
+        ]
+        return _until(excess, ways)
+
+    def unseen(self, least: float) -> tuple[float, bool, list[Continuation]]:
+        """What words that were not seen can gain.
+
+        The most that a word can gain, whether some word can gain more than `least`, and the
+        heaviest continuations on the way to such words.
+        """
+        most, possible, found = 0.0, False, []
+        for path, bound in self._paths():
+            if bound > least:
+                bound, blocking = self._beyond(path, bound, least)
+                possible = possible or bound > least
+                found += blocking
+            most = max(most, bound)
+        return most, possible, found
+
+    def _beyond(
+        self, path: list[Node], bound: float, least: float
+    ) -> tuple[float, list[Continuation]]:
+        """A nearer bound of what words can gain that begin with the text of the path's last node.
+
+        Where it is more than `least`, with continuations that must be looked at to lower it.
+        """
+        for node in sorted(path, key=lambda node: -node.mass):
+            bound += node.gain(self.lexicon, path[-1].text[len(node.text) :]) - node.mass
+            if bound <= least:
+                return bound, []
+        if len(path) == 1:
+            return bound, path[0].heaviest(self.lexicon, least, self.batch)
+        return self._together(path, bound, least)
+
+    def _together(
+        self, path: list[Node], bound: float, least: float
+    ) -> tuple[float, list[Continuation]]:
+        """The same for several nodes: one word may not gain the most at all of them."""
+        last, before = path[-1], path[:-1]
+        sums = last.all_sums(self.lexicon).copy()
+        floor = least - (bound - sums[sums.argmax()])
+        for _ in range(FEW if floor > 0 else 0):
+            place = int(sums.argmax())
+            if sums[place] <= floor:
+                return least, []
+            text = last.text + self.lexicon.heads[self.lexicon.order[place]]
+            gain = float(sums[place]) + sum(
+                node.gain(self.lexicon, text[len(node.text) :]) for node in before
+            )
+            if gain > least:
+                break
+            sums[place] = 0
+        else:
+            text, gain = last.text, bound
+        ways = [(node, node.witness(self.lexicon, text[len(node.text) :])) for node in path]
+        return gain, _until(gain - least, ways)
+
+    def _paths(self) -> Iterator[tuple[list[Node], float]]:
+        """For each node, itself after those whose texts begin its own, and their mass."""
+        path: list[Node] = []
+        masses = [0.0]
+        for text in sorted(self.nodes):
+            while path and not text.startswith(path[-1].text):
+                path.pop()
+                masses.pop()
+            path.append(node := self.nodes[text])
+            masses.append(masses[-1] + node.mass)
+            yield path, masses[-1]
 
     def begin(self) -> Looks[None]:
         """Looks at the empty prefix."""
         first = [Prefix((), b"", 1.0)]
         self._look_at(first, (yield first))
 
-    def advance(self, items: Iterable[Prefix | Rest]) -> Looks[bool]:
-        """Looks at the heaviest of some items; False when nothing is left to be gained."""
-        useful = [
-            (bound, item) for item in items if len(item.ids) < LONGEST and (bound := item.bound) > 0
-        ]
-        heaviest = heapq.nlargest(self.batch, useful, key=lambda pair: pair[0])
-        room = self.limit - self.looked_at
-        if room <= 0:
-            return False
-        prefixes = [item for _, item in heaviest if isinstance(item, Prefix)]
-        rests = [item for _, item in heaviest if isinstance(item, Rest)]
-        for rest in rests:
-            self._take(rest, rest.next_share())
-        if prefixes := prefixes[:room]:
+    def advance(self, continuations: Iterable[Continuation]) -> Looks[bool]:
+        """Looks at the heaviest of some continuations; False when nothing is left to be gained."""
+        count = min(self.batch, self.limit - self.looked_at)
+        different = {
+            (id(each.rest), each.number): each
+            for each in continuations
+            if len(each.rest.ids) < LONGEST
+        }
+        heaviest = heapq.nlargest(max(count, 0), different.values(), key=lambda each: each.mass)
+        if prefixes := self._take(heaviest):
             self._look_at(prefixes, (yield prefixes))
         return bool(heaviest)
 
-    def _take(self, rest: Rest, ids: NDArray[np.int64]) -> None:
-        """Makes some continuations prefixes of their own; a finished word gets its mass."""
-        heads, closes = self.lexicon.heads, self.lexicon.closes
-        for number, mass in zip(*rest.take_out(ids), strict=True):
-            text = rest.text + heads[number]
-            self.taken += 1
-            if closes[number]:
-                self._credit(text, mass)
+    def _take(self, continuations: Sequence[Continuation]) -> list[Prefix]:
+        """Takes continuations out of their rests; a word that ends in one gets its mass."""
+        prefixes, touched = [], set()
+        for each in continuations:
+            text = each.node.text + self.lexicon.heads[each.number]
+            each.rest.masses[each.number] = 0
+            touched.add(each.node.text)
+            if self.lexicon.closes[each.number]:
+                self._credit(text, each.mass)
             else:
-                self._wait(Prefix((*rest.ids, number), text, mass))
-        if rest.heaviest() == 0:
-            self._leave(rest)
+                prefixes.append(Prefix((*each.rest.ids, each.number), text, each.mass))
+        for text in touched:
+            self.nodes[text].changed()
+            if not self.nodes[text].mass:
+                del self.nodes[text]
+        return prefixes
 
     def _credit(self, word: bytes, mass: float) -> None:
         if mass > 0:
             self.words[word] = self.words.get(word, 0.0) + mass
 
-    def _wait(self, item: Prefix | Rest) -> None:
-        self.frontier.setdefault(item.text, []).append(item)
-
-    def _leave(self, item: Prefix | Rest) -> None:
-        here = self.frontier[item.text]
-        here.remove(item)
-        if not here:
-            del self.frontier[item.text]
-
     def _look_at(self, prefixes: Sequence[Prefix], after: Tensor) -> None:
         """Splits the mass of prefixes by what the model says after them."""
         self.looked_at += len(prefixes)
-        lexicon = self.lexicon
-        masses = np.asarray(after.detach().cpu().double().softmax(1).numpy())
+        masses = np.asarray(after.detach().float().softmax(1).cpu().numpy())
+        endings = self.lexicon.endings
         if not prefixes[0].ids:
-            masses[:, ~lexicon.begins] = 0
-            if np.isnan(mass := masses.sum()):
-                raise DamagedModelError(NO_PROBABILITIES)
-            if not mass > 0:
+            masses *= endings[1]
+            mass = masses.sum(dtype=np.float64)
+            if mass == 0:
                 raise SmallmError("the model lets no word begin after this prompt")
             masses /= mass
-        masses *= np.array([[each.mass] for each in prefixes])
-        ended = np.where(
-            [bool(each.text) for each in prefixes],
-            masses @ lexicon.begins,
-            masses @ lexicon.ends,
-        )
-        for row, prefix, mass in zip(masses, prefixes, ended.tolist(), strict=True):
-            if prefix.ids:
-                self._leave(prefix)
+        masses *= np.array([[each.mass] for each in prefixes], dtype=np.float32)
+        kinds = np.array([bool(each.text) for each in prefixes], dtype=int)
+        ended = (masses @ endings.T)[np.arange(len(prefixes)), kinds].tolist()
+        if any(map(math.isnan, ended)):
+            raise DamagedModelError(NO_PROBABILITIES)
+        masses *= self.lexicon.goes_on[kinds]
+        totals = masses.sum(1, dtype=np.float64).tolist()
+        for row, prefix, mass, total in zip(masses, prefixes, ended, totals, strict=True):
             if prefix.text:
                 self._credit(prefix.text, mass)
             else:
                 self.end_of_text += mass
-            row[lexicon.begins if prefix.text else lexicon.ends] = 0
-        self._keep(prefixes, masses.astype(np.float32))
-
-    def _keep(self, prefixes: Sequence[Prefix], masses: NDArray[np.float32]) -> None:
-        """Keeps what may follow prefixes: (prefixes, ids)."""
-        lexicon = self.lexicon
-        totals, tops = masses.sum(1, dtype=np.float64).tolist(), masses.max(1).tolist()
-        for row, prefix, total, top in zip(masses, prefixes, totals, tops, strict=True):
             if total:
-                chain = 0 if not prefix.ids else lexicon.longest_inner
-                chain += 0 if prefix.text else lexicon.longest_opening
-                self._wait(Rest(prefix.ids, prefix.text, total, row, top, chain, FIRST_SHARE))
+                node = self.nodes.setdefault(prefix.text, Node(prefix.text))
+                node.add(Rest(prefix.ids, row), total)

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from test_models import random_core
 from tiny_models import gpt2, gpt_neo, llama
 
-from smallm import word_search
-from smallm.errors import SmallmError
+from smallm.errors import DamagedModelError, SmallmError
 from smallm.models.huggingface import wrap
 from smallm.next_words import (
     next_words,
@@ -86,14 +85,6 @@ def tables():
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _small_shares():
-    """Small models have few ids: one becomes a prefix at first, so that rests stay."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(word_search, "FIRST_SHARE", 1)
-        yield
-
-
 def check_bounds(found, exhaustive):
     """Every word lies between its bounds; different bytes may look the same when decoded."""
     for word in found.words:
@@ -130,9 +121,46 @@ def test_mass_is_conserved_wherever_the_search_ends(table, limit):
     lexicon = lexicon_of(table.token_bytes, table.ends)
     search = Search(lexicon, batch=2, limit=limit)
     searched(search.begin(), table)
-    while searched(search.advance(search.at(search.bounds())), table):
+    while searched(search.advance(search.unseen(0.0)[2]), table):
         credited = sum(search.words.values()) + search.end_of_text
         assert credited + search.residual == pytest.approx(1, abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables(), st.integers(1, 40), st.floats(1e-9, 0.3), st.data())
+def test_no_word_exceeds_its_bounds_wherever_the_search_ends(table, limit, least, data):
+    exhaustive = {word: p for word, p in table.exhaustive().items() if word}
+    search = Search(lexicon_of(table.token_bytes, table.ends), batch=2, limit=limit)
+    searched(search.begin(), table)
+    while searched(search.advance(search.unseen(data.draw(st.floats(0, 0.1)))[2]), table):
+        pass
+    gain, possible, blocking = search.unseen(least)
+    assert possible == (gain > least)
+    assert bool(blocking) == possible
+    for word, probability in exhaustive.items():
+        lower = search.words.get(word, 0.0)
+        assert lower - 1e-6 <= probability <= search.upper(word) + 1e-6
+        assert probability <= lower + max(gain, least) + 1e-6
+        assert possible or word in search.words or probability <= least + 1e-6
+
+
+def test_a_bound_sums_up_all_ways_to_write_one_word_and_no_others():
+    tokens = (b"", b" a", b" ab", b"b", b" abc", b" b", b" ab\n", b"\tab")
+    lexicon = lexicon_of(tokens, frozenset({0}))
+    masses = np.array([0, 0.1, 0.2, 0.05, 0.15, 0.3, 0.04, 0.08], dtype=np.float32)
+    most = dict(zip((lexicon.heads[n] for n in lexicon.order), lexicon.sums(masses), strict=True))
+    assert most[b"ab"] == pytest.approx(0.1 + 0.2 + 0.08 + 0.04)
+    assert most[b"abc"] == pytest.approx(0.1 + 0.2 + 0.08 + 0.15)  # " ab\n" ends before its c
+    assert most[b"b"] == pytest.approx(0.05 + 0.3)
+    assert sorted(lexicon.route(b"ab").on) == [0, 1, 2, 6, 7]
+    assert sorted(lexicon.order[lexicon.route(b"a").first : lexicon.route(b"a").last]) == [
+        1,
+        2,
+        4,
+        6,
+        7,
+    ]
+    assert lexicon.route(b"zz").first == lexicon.route(b"zz").last
 
 
 @settings(max_examples=60, deadline=None)
@@ -213,6 +241,14 @@ def test_a_model_that_lets_no_word_begin_is_one_line():
     table = Table([0, 2, 3], seed=0, spread=1.0)
     table.scores[0, :, :2] = -math.inf
     with pytest.raises(SmallmError, match="no word begin"):
+        next_words(table, table.token_bytes, table.ends, k=1)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_damaged_model_is_told_at_whichever_look_it_shows(depth):
+    table = Table([0, 2, 3, 5], seed=0, spread=1.0)
+    table.scores[depth] = math.nan
+    with pytest.raises(DamagedModelError):
         next_words(table, table.token_bytes, table.ends, k=1)
 
 

@@ -148,13 +148,14 @@ class SmaLLMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def seen(self, ids: list[int]) -> list[int]:
         """The end of some ids that alone decides what comes after them."""
-        if self.spelling is None:
-            return ids[-self.reach :]
-        left = self.reach + 1
+        spelling, left = self.spelling, self.reach
+        if spelling is None:
+            return ids[-left:]
         for place in range(len(ids) - 1, -1, -1):
-            left -= not self.spelling.is_inside(ids[place])
-            if not left:
-                return ids[place + 1 :]
+            if not spelling.is_inside(ids[place]):
+                if not left:
+                    return ids[place + 1 :]
+                left -= 1
         return ids
 
     def prepare_inputs_for_generation(  # type: ignore[override]

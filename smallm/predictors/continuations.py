@@ -184,8 +184,13 @@ class Continuations:
 @torch.inference_mode()
 def logits_after(causal: Continuable, texts: Sequence[list[int]]) -> Tensor:
     """Logits (texts, ids) after texts of ids that are read anew, by what the model sees of them."""
-    seen = getattr(causal.model, "seen", list)
-    return _forward(causal, [seen(ids) for ids in texts], None, [0] * len(texts))
+    return _forward(causal, [seen(causal, ids) for ids in texts], None, [0] * len(texts))
+
+
+def seen(causal: Continuable, ids: list[int]) -> list[int]:
+    """The end of some ids that alone decides what a model says after them."""
+    end: list[int] = getattr(causal.model, "seen", list)(ids)
+    return end
 
 
 def _forward(

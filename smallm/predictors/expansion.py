@@ -26,7 +26,7 @@ from smallm.next_words import (
 )
 from smallm.next_words import next_words as search_next_words
 from smallm.predictors import NextWords
-from smallm.predictors.continuations import Continuable, logits_after
+from smallm.predictors.continuations import Continuable, logits_after, seen
 from smallm.word_search import LONGEST, Expand, Looks
 
 MOST_COLUMNS = 2**15  # of all prefixes that are looked at together: it bounds the memory
@@ -125,7 +125,7 @@ def next_words_side_by_side(
     prompts = {}
     for place, (prompt, k) in enumerate(asked):
         try:
-            prompts[place] = _prompt_ids(predictor, prompt)
+            prompts[place] = seen(predictor, _prompt_ids(predictor, prompt))
             check_k(k, predictor.token_bytes)
         except SmallmError as error:
             results[place] = error
