@@ -123,17 +123,21 @@ def _blocking(search: Search, k: int) -> tuple[bool, list[Continuation]]:
     """Whether the k heaviest words are certain and in order, and what keeps them from being so."""
     best = _best(search, k)
     least = (search.words[best[-1]] if len(best) == k else 0.0) + EXACT
-    gain, possible, blocking = search.unseen(least)
+    gain, possible, blocking = search.gains(least)
     if possible:
         return False, blocking
-    certain, known = True, set(best)
+    known, contested = set(best), []
     near = (w for w, low in search.words.items() if low + gain > least and w not in known)
     for heavier, lighter in [*pairwise(best), *((best[-1], word) for word in near)]:
         excess = search.upper(lighter) - search.words[heavier] - EXACT
         if excess > 0:
-            certain = False
-            blocking += search.leading_to((heavier, lighter), excess)
-    return certain, blocking
+            contested.append((heavier, lighter, excess))
+    blocking = [
+        each
+        for heavier, lighter, excess in contested
+        for each in search.leading_to((heavier, lighter), excess)
+    ]
+    return not contested, blocking
 
 
 def word_log_probability(
@@ -198,16 +202,17 @@ def _rivals_of(search: Search, gold: bytes) -> tuple[int, float, list[Continuati
     """How many words are surely and may be as probable as one word, and what leaves it open."""
     upper = search.upper(gold) - EXACT
     low = search.words.get(gold, 0.0) - EXACT
-    gain, unseen, blocking = search.unseen(max(low, 0.0))
+    gain, unseen, blocking = search.gains(max(low, 0.0))
     sure = sum(1 for word, mass in search.words.items() if mass >= upper and word != gold)
     if low <= 0:
         return sure, math.inf, [*blocking, *search.leading_to([gold], math.inf)]
     near = [w for w, mass in search.words.items() if low - gain <= mass < upper and w != gold]
     close = [(word, excess) for word in near if (excess := search.upper(word) - low) >= 0]
     possible = sure + len(close) + (search.residual // low if unseen else 0)
-    for word, excess in close:
-        enough = min(excess, upper - search.words[word])
-        blocking += search.leading_to((word, gold), enough)
+    if not blocking:
+        for word, excess in close:
+            enough = min(excess, upper - search.words[word])
+            blocking += search.leading_to((word, gold), enough)
     return sure, possible, blocking
 
 

@@ -42,8 +42,8 @@ Looks = Generator[list["Prefix"], Tensor, T]
 """Yields prefixes to look at, is sent logits (prefixes, ids), and returns a result."""
 
 WHITE_SPACE = b" \t\n\r\f\v"
-EXACT = 1e-9
-"""Probabilities nearer than this count as equal: it is below the precision of the models."""
+EXACT = 1e-7
+"""Probabilities nearer than this count as equal: models, and masses here, have single precision."""
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
 FEW = 32  # texts that are bounded one by one
 REMEMBERED = 100_000  # texts whose ids are kept
@@ -81,22 +81,23 @@ class Lexicon:
             self.opens[number] = content[:1].isspace()
             self.closes[number] = len(head) < len(text)
         self.begins = self.ends | self.opens  # B, and what ends a word
-        self.endings = np.stack([self.ends, self.begins]).astype(np.float32)
+        self.endings = np.stack([self.ends, self.begins]).astype(np.float64)
         """(2, ids): what ends the text while there is no word, and what ends a word."""
         self.goes_on = 1 - self.endings
         self._arrange()
         self._routes: dict[bytes, Route] = {}
 
     def _arrange(self) -> None:
-        """Orders ids so that each is followed by those whose heads begin with its own."""
+        """Orders ids so that each is followed by those that lead to the same word or on from it."""
         order = sorted(range(len(self.heads)), key=lambda n: (self.heads[n], self.closes[n]))
+        self._sorted = [self.heads[number] for number in order]
         last = np.full(len(order), len(order))  # place after all that go on from it
         path: list[int] = []
         for place, number in enumerate(order):
             while path and not self.heads[number].startswith(self.heads[order[path[-1]]]):
                 last[path.pop()] = place
             if self.closes[number]:
-                last[place] = place + 1  # nothing goes on from it
+                last[place] = bisect_right(self._sorted, self.heads[number])  # no longer word
             else:
                 path.append(place)
         self.order = np.array(order)
@@ -104,7 +105,6 @@ class Lexicon:
             zip(np.argsort(order).tolist(), last[np.argsort(order)].tolist(), strict=True)
         )
         """Of each id: its place in `order`, and the one after all that go on from it."""
-        self._sorted = [self.heads[number] for number in order]
         by_last = np.argsort(last, kind="stable")
         self._by_last = self.order[by_last]
         self._ended = np.searchsorted(last[by_last], np.arange(len(order)), side="right")
@@ -133,8 +133,9 @@ class Lexicon:
             first = bisect_left(self._sorted, text)
             last = bisect_right(self._sorted, text, key=lambda head: head[: len(text)])
             found = Route(np.array(on, dtype=np.int64), first, last)
-            if len(self._routes) < REMEMBERED:
-                self._routes[text] = found
+            if len(self._routes) >= REMEMBERED:
+                self._routes.clear()
+            self._routes[text] = found
         return found
 
     def _places(self, head: bytes) -> tuple[int, int]:
@@ -179,74 +180,82 @@ class Continuation(NamedTuple):
 class Node:
     """All rests after one text."""
 
+    lexicon: Lexicon
     text: bytes
     rests: list[Rest] = field(default_factory=list)
     masses: NDArray[np.float32] = field(init=False)
     """Of each id, in all rests."""
     mass: float = 0.0
-    sums: NDArray[np.float64] | None = None
-    """Of the masses along the heads of each id, by lexicon.order, once they are asked for."""
+    _sums: NDArray[np.float64] | None = None
 
-    def add(self, rest: Rest, mass: float) -> None:
-        """One rest more, of some mass in all."""
-        self.masses = self.masses + rest.masses if self.rests else rest.masses
+    def add(self, rest: Rest) -> None:
+        """One rest more."""
         self.rests.append(rest)
-        self.mass += mass
-        self.sums = None
+        self.changed()
 
     def changed(self) -> None:
         """Sums up after something was taken out of its rests."""
+        if len(self.rests) > 1:
+            self.rests = [rest for rest in self.rests if rest.masses.any()] or self.rests[:1]
         masses = self.rests[0].masses
         for rest in self.rests[1:]:
             masses = masses + rest.masses
-        self.masses, self.mass, self.sums = masses, float(masses.sum(dtype=np.float64)), None
+        self.masses, self.mass, self._sums = masses, float(masses.sum(dtype=np.float64)), None
 
-    def all_sums(self, lexicon: Lexicon) -> NDArray[np.float64]:
-        """The sums, computed when first asked for."""
-        if self.sums is None:
-            self.sums = lexicon.sums(self.masses)
-        return self.sums
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        """Of the masses along the heads of each id, by lexicon.order."""
+        if self._sums is None:
+            self._sums = self.lexicon.sums(self.masses)
+        return self._sums
 
-    def gain(self, lexicon: Lexicon, text: bytes) -> float:
+    def gain(self, text: bytes) -> float:
         """The most that one word can gain here which goes on from its text with another one."""
-        route = lexicon.route(text)
+        route = self.lexicon.route(text)
         if route.first == route.last:
             return float(self.masses[route.on].sum(dtype=np.float64))
-        sums = self.all_sums(lexicon)[route.first : route.last]
-        return float(sums[sums.argmax()])
+        sums = self.sums[route.first : route.last]
+        return float(sums[sums.argmax()])  # max takes twice as long
 
-    def witness(self, lexicon: Lexicon, text: bytes) -> NDArray[np.int64]:
+    def witness(self, text: bytes) -> NDArray[np.int64]:
         """The ids of that gain."""
-        route = lexicon.route(text)
+        route = self.lexicon.route(text)
         if route.first == route.last:
             return route.on
-        place = route.first + self.all_sums(lexicon)[route.first : route.last].argmax()
-        return lexicon.route(lexicon.heads[lexicon.order[place]]).on
+        return self.leading_to(route.first + int(self.sums[route.first : route.last].argmax()))
 
-    def heaviest(self, lexicon: Lexicon, least: float, count: int) -> list[Continuation]:
-        """The fewest continuations without which no word gains more than `least`, or as many."""
-        sums, masses = self.all_sums(lexicon).copy(), self.masses.copy()
+    def leading_to(self, place: int) -> NDArray[np.int64]:
+        """The ids that lead to the word of a place in lexicon.order."""
+        return self.lexicon.route(self.lexicon.heads[self.lexicon.order[place]]).on
+
+    def heaviest(self, least: float, count: int) -> list[Continuation]:
+        """Continuations without which no word gains more than `least`; about `count` at most.
+
+        Takes the heaviest one on the way to the word that gains the most, again and again.
+        """
+        sums, masses = self.sums.copy(), self.masses.copy()
         found: list[Continuation] = []
         while len(found) < count and sums[place := int(sums.argmax())] > least:
-            on = lexicon.route(lexicon.heads[lexicon.order[place]]).on
+            on = self.leading_to(place)
             number = int(on[masses[on].argmax()])
             if not masses[number]:
                 break  # the sums are not exact to the last bit
             found += self.by(number)
             masses[number] = 0
-            first, last = lexicon.reach[number]
+            first, last = self.lexicon.reach[number]
             sums[first:last] -= self.masses[number]
         return found
 
     def by(self, number: int) -> list[Continuation]:
-        """Continuations by one id, without those that hold little of its mass."""
-        if len(self.rests) == 1:
-            return [Continuation(float(self.masses[number]), self, self.rests[0], number)]
+        """Continuations by one id that can be taken, without those that hold little of its mass."""
         enough = self.masses[number] / (2 * len(self.rests))
+        closes = self.lexicon.closes[number]
         return [
             Continuation(float(mass), self, rest, number)
             for rest in self.rests
             if (mass := rest.masses[number]) >= enough
+            and mass > 0
+            and (closes or len(rest.ids) < LONGEST)
         ]
 
 
@@ -259,14 +268,13 @@ def _until(excess: float, ways: Sequence[tuple[Node, NDArray[np.int64]]]) -> lis
     ]
     excess = min(excess, sum(mass for mass, _, _ in among))
     light = excess / (2 * max(len(among), 1))  # what all that is lighter holds does not matter
-    found = []
+    found: list[Continuation] = []
     for mass, number, node in sorted(among, key=lambda each: -each[0]):
-        if mass <= light:
+        if mass <= light or excess < 0:
             break
-        found += node.by(number)
-        excess -= mass
-        if excess < 0:
-            break
+        chosen = node.by(number)
+        found += chosen
+        excess -= sum(each.mass for each in chosen)
     return found
 
 
@@ -309,11 +317,11 @@ class Search:
         ]
         return _until(excess, ways)
 
-    def unseen(self, least: float) -> tuple[float, bool, list[Continuation]]:
-        """What words that were not seen can gain.
+    def gains(self, least: float) -> tuple[float, bool, list[Continuation]]:
+        """What words can gain, those that were not seen included.
 
-        The most that a word can gain, whether some word can gain more than `least`, and the
-        heaviest continuations on the way to such words.
+        A bound of what a word can gain, whether some word may gain more than `least`, and
+        continuations that must be looked at before none may.
         """
         most, possible, found = 0.0, False, []
         for path, bound in self._paths():
@@ -332,35 +340,37 @@ class Search:
         Where it is more than `least`, with continuations that must be looked at to lower it.
         """
         for node in sorted(path, key=lambda node: -node.mass):
-            bound += node.gain(self.lexicon, path[-1].text[len(node.text) :]) - node.mass
+            bound += node.gain(path[-1].text[len(node.text) :]) - node.mass
             if bound <= least:
                 return bound, []
         if len(path) == 1:
-            return bound, path[0].heaviest(self.lexicon, least, self.batch)
+            return bound, path[0].heaviest(least, self.batch)
         return self._together(path, bound, least)
 
     def _together(
         self, path: list[Node], bound: float, least: float
     ) -> tuple[float, list[Continuation]]:
-        """The same for several nodes: one word may not gain the most at all of them."""
+        """The same for several nodes: one word may not gain the most at all of them.
+
+        Words that gain much at the last node are bounded one by one, if they are few.
+        """
         last, before = path[-1], path[:-1]
-        sums = last.all_sums(self.lexicon).copy()
-        floor = least - (bound - sums[sums.argmax()])
-        for _ in range(FEW if floor > 0 else 0):
+        sums, most = last.sums.copy(), 0.0
+        others = bound - float(sums[sums.argmax()])
+        for _ in range(FEW if others < least else 0):
             place = int(sums.argmax())
-            if sums[place] <= floor:
-                return least, []
+            if others + sums[place] <= least:
+                return max(most, others + float(sums[place])), []
             text = last.text + self.lexicon.heads[self.lexicon.order[place]]
-            gain = float(sums[place]) + sum(
-                node.gain(self.lexicon, text[len(node.text) :]) for node in before
-            )
+            rests = [(node, text[len(node.text) :]) for node in before]
+            gain = float(sums[place]) + sum(node.gain(rest) for node, rest in rests)
             if gain > least:
-                break
+                ways = [(node, node.witness(rest)) for node, rest in rests]
+                return bound, _until(gain - least, [*ways, (last, last.leading_to(place))])
+            most = max(most, gain)
             sums[place] = 0
-        else:
-            text, gain = last.text, bound
-        ways = [(node, node.witness(self.lexicon, text[len(node.text) :])) for node in path]
-        return gain, _until(gain - least, ways)
+        ways = [(node, node.witness(last.text[len(node.text) :])) for node in path]
+        return bound, _until(bound - least, ways)
 
     def _paths(self) -> Iterator[tuple[list[Node], float]]:
         """For each node, itself after those whose texts begin its own, and their mass."""
@@ -381,16 +391,14 @@ class Search:
 
     def advance(self, continuations: Iterable[Continuation]) -> Looks[bool]:
         """Looks at the heaviest of some continuations; False when nothing is left to be gained."""
-        count = min(self.batch, self.limit - self.looked_at)
-        different = {
-            (id(each.rest), each.number): each
-            for each in continuations
-            if len(each.rest.ids) < LONGEST
-        }
-        heaviest = heapq.nlargest(max(count, 0), different.values(), key=lambda each: each.mass)
-        if prefixes := self._take(heaviest):
+        different = {(id(each.rest), each.number): each for each in continuations}.values()
+        closing = [each for each in different if self.lexicon.closes[each.number]]  # need no look
+        others = (each for each in different if not self.lexicon.closes[each.number])
+        count = max(min(self.batch, self.limit - self.looked_at), 0)
+        taken = closing + heapq.nlargest(count, others, key=lambda each: each.mass)
+        if prefixes := self._take(taken):
             self._look_at(prefixes, (yield prefixes))
-        return bool(heaviest)
+        return bool(taken)
 
     def _take(self, continuations: Sequence[Continuation]) -> list[Prefix]:
         """Takes continuations out of their rests; a word that ends in one gets its mass."""
@@ -416,26 +424,25 @@ class Search:
     def _look_at(self, prefixes: Sequence[Prefix], after: Tensor) -> None:
         """Splits the mass of prefixes by what the model says after them."""
         self.looked_at += len(prefixes)
-        masses = np.asarray(after.detach().float().softmax(1).cpu().numpy())
+        masses = np.asarray(after.detach().cpu().double().softmax(1).numpy())
         endings = self.lexicon.endings
         if not prefixes[0].ids:
             masses *= endings[1]
-            mass = masses.sum(dtype=np.float64)
+            mass = masses.sum()
             if mass == 0:
                 raise SmallmError("the model lets no word begin after this prompt")
             masses /= mass
-        masses *= np.array([[each.mass] for each in prefixes], dtype=np.float32)
+        masses *= np.array([[each.mass] for each in prefixes])
         kinds = np.array([bool(each.text) for each in prefixes], dtype=int)
         ended = (masses @ endings.T)[np.arange(len(prefixes)), kinds].tolist()
         if any(map(math.isnan, ended)):
             raise DamagedModelError(NO_PROBABILITIES)
         masses *= self.lexicon.goes_on[kinds]
-        totals = masses.sum(1, dtype=np.float64).tolist()
-        for row, prefix, mass, total in zip(masses, prefixes, ended, totals, strict=True):
+        for row, prefix, mass in zip(masses.astype(np.float32), prefixes, ended, strict=True):
             if prefix.text:
                 self._credit(prefix.text, mass)
             else:
                 self.end_of_text += mass
-            if total:
-                node = self.nodes.setdefault(prefix.text, Node(prefix.text))
-                node.add(Rest(prefix.ids, row), total)
+            if row.any():
+                node = self.nodes.setdefault(prefix.text, Node(self.lexicon, prefix.text))
+                node.add(Rest(prefix.ids, row))

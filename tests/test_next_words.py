@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from test_models import random_core
 from tiny_models import gpt2, gpt_neo, llama
 
+from smallm import word_search
 from smallm.errors import DamagedModelError, SmallmError
 from smallm.models.huggingface import wrap
 from smallm.next_words import (
@@ -29,10 +30,13 @@ from smallm.next_words import (
 from smallm.predictors import expansion as of_model
 from smallm.predictors.causal import Causal
 from smallm.settings import ModelSettings
-from smallm.word_search import Search, lexicon_of
+from smallm.word_search import Lexicon, Search, lexicon_of
 
 # A special id, ids of white space only, with it before, inside and after, halves of a character.
-POOL = [b"", b" ", b" a", b"a", b"b", b" ab", b"b ", b"a\nb", b" \xc3", b"\xa9", b"\n", b"\ta b"]
+POOL = [
+    *(b"", b" ", b" a", b"a", b"b", b" ab", b"b ", b"a\nb", b" \xc3", b"\xa9", b"\n", b"\ta b"),
+    *(b"a\n", b"b\n"),
+]
 DEPTH = 3  # ids that a table writes before it ends the text
 
 
@@ -107,7 +111,7 @@ def test_certified_words_are_those_of_all_texts_that_the_model_can_write(table, 
     if not found.certified:
         assert limit < 10_000
         return
-    true = sorted((p for word, p in exhaustive.items() if word and p > 2e-9), reverse=True)
+    true = sorted((p for word, p in exhaustive.items() if word and p > 2e-7), reverse=True)
     assert len(found.words) >= min(k, len(true))
     for word, expected in zip(found.words, true, strict=False):
         alike = [p for w, p in exhaustive.items() if w.decode(errors="replace") == word.word]
@@ -121,7 +125,7 @@ def test_mass_is_conserved_wherever_the_search_ends(table, limit):
     lexicon = lexicon_of(table.token_bytes, table.ends)
     search = Search(lexicon, batch=2, limit=limit)
     searched(search.begin(), table)
-    while searched(search.advance(search.unseen(0.0)[2]), table):
+    while searched(search.advance(search.gains(0.0)[2]), table):
         credited = sum(search.words.values()) + search.end_of_text
         assert credited + search.residual == pytest.approx(1, abs=1e-6)
 
@@ -132,9 +136,9 @@ def test_no_word_exceeds_its_bounds_wherever_the_search_ends(table, limit, least
     exhaustive = {word: p for word, p in table.exhaustive().items() if word}
     search = Search(lexicon_of(table.token_bytes, table.ends), batch=2, limit=limit)
     searched(search.begin(), table)
-    while searched(search.advance(search.unseen(data.draw(st.floats(0, 0.1)))[2]), table):
+    while searched(search.advance(search.gains(data.draw(st.floats(0, 0.1)))[2]), table):
         pass
-    gain, possible, blocking = search.unseen(least)
+    gain, possible, blocking = search.gains(least)
     assert possible == (gain > least)
     assert bool(blocking) == possible
     for word, probability in exhaustive.items():
@@ -145,21 +149,16 @@ def test_no_word_exceeds_its_bounds_wherever_the_search_ends(table, limit, least
 
 
 def test_a_bound_sums_up_all_ways_to_write_one_word_and_no_others():
-    tokens = (b"", b" a", b" ab", b"b", b" abc", b" b", b" ab\n", b"\tab")
+    tokens = (b"", b" a", b" ab", b"b", b" abc", b" b", b" ab\n", b"\tab", b" ab c")
     lexicon = lexicon_of(tokens, frozenset({0}))
-    masses = np.array([0, 0.1, 0.2, 0.05, 0.15, 0.3, 0.04, 0.08], dtype=np.float32)
+    masses = np.array([0, 0.1, 0.2, 0.05, 0.15, 0.3, 0.04, 0.08, 0.01], dtype=np.float32)
     most = dict(zip((lexicon.heads[n] for n in lexicon.order), lexicon.sums(masses), strict=True))
-    assert most[b"ab"] == pytest.approx(0.1 + 0.2 + 0.08 + 0.04)
+    assert most[b"ab"] == pytest.approx(0.1 + 0.2 + 0.08 + 0.04 + 0.01)
     assert most[b"abc"] == pytest.approx(0.1 + 0.2 + 0.08 + 0.15)  # " ab\n" ends before its c
     assert most[b"b"] == pytest.approx(0.05 + 0.3)
-    assert sorted(lexicon.route(b"ab").on) == [0, 1, 2, 6, 7]
-    assert sorted(lexicon.order[lexicon.route(b"a").first : lexicon.route(b"a").last]) == [
-        1,
-        2,
-        4,
-        6,
-        7,
-    ]
+    assert sorted(lexicon.route(b"ab").on) == [0, 1, 2, 6, 7, 8]
+    route = lexicon.route(b"a")
+    assert sorted(lexicon.order[route.first : route.last]) == [1, 2, 4, 6, 7, 8]
     assert lexicon.route(b"zz").first == lexicon.route(b"zz").last
 
 
@@ -171,12 +170,43 @@ def test_the_counting_rule_agrees_with_the_rank_among_all_words(table, limit, da
     gold = data.draw(st.sampled_from([*known, b"never"]))
     own = exhaustive.get(gold, 0.0)
     rank = sum(p >= own for word, p in exhaustive.items() if word != gold)
-    near = any(abs(p - own) < 1e-7 for word, p in exhaustive.items() if word != gold)
+    near = any(abs(p - own) < 1e-6 for word, p in exhaustive.items() if word != gold)
     found = rank_at_most(
         table, table.token_bytes, table.ends, word=gold.decode(), batch=2, limit=limit
     )
     for k, answer in found.items():
-        assert near or answer is (rank < k) or (answer is None and (limit < 50 or own < 1e-8))
+        assert near or answer is (rank < k) or (answer is None and (limit < 50 or own < 1e-6))
+
+
+@pytest.mark.parametrize("few", [0, 1])
+def test_words_are_certified_where_texts_are_bounded_all_at_once(few, monkeypatch):
+    monkeypatch.setattr(word_search, "FEW", few)
+    for seed in range(30):
+        table = Table([1, 2, 3, 4, 5, 7, 12, 13, 0], seed, 2.0)
+        exhaustive = table.exhaustive()
+        found = next_words(table, table.token_bytes, table.ends, k=3, batch=2, limit=10_000)
+        true = sorted((p for word, p in exhaustive.items() if word), reverse=True)
+        assert found.certified
+        for each, probability in zip(found.words, true, strict=False):
+            assert each.probability - 1e-6 <= probability <= each.upper + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables(), st.integers(1, 3))
+def test_each_look_is_at_new_mass(table, batch):
+    search = Search(lexicon_of(table.token_bytes, table.ends), batch=batch, limit=10_000)
+    searched(search.begin(), table)
+    seen, taken = set(), []
+    take = search._take
+    search._take = lambda continuations: taken.extend(continuations) or take(continuations)
+    while searched(search.advance(search.gains(0.0)[2]), table):
+        assert all(each.mass > 0 for each in taken)
+        ids = [(*each.rest.ids, each.number) for each in taken]
+        assert seen.isdisjoint(ids)
+        assert len(set(ids)) == len(ids)
+        seen.update(ids)
+        taken.clear()
+    assert search.residual == pytest.approx(0, abs=1e-6)  # it went on to the end
 
 
 class Listed:
@@ -204,6 +234,8 @@ class Listed:
     [
         # "b" is behind "a" until the lone space is followed, too
         (Listed(prompt={"_a": 0.4, "_b": 0.35, "_": 0.25}, _={"b": 1.0}), "b", 0.6),
+        # two ids end the word "b", each less probable than the one of "a"
+        (Listed(prompt={"_a": 0.4, "_": 0.6}, _={"b_x": 0.5, "b_y": 0.5}), "b", 0.6),
         # two ids lead to "bb", each less probable than the one of "a"
         (Listed(prompt={"_a": 0.35, "_b": 0.3, "_bb": 0.3, "_c": 0.05}, _b={"b": 1.0}), "bb", 0.6),
     ],
@@ -214,6 +246,60 @@ def test_a_word_that_gains_late_is_not_overlooked(model, word, probability, batc
     assert found.certified
     assert found.words[0].word == word
     assert found.words[0].probability <= probability + 1e-6 <= found.words[0].upper + 2e-6
+
+
+def test_ids_that_end_one_word_count_together_in_its_rank():
+    model = Listed(prompt={"_a": 0.4, "_": 0.6}, _={"b_x": 0.5, "b_y": 0.5})
+    for word, rank in (("a", 1), ("b", 0)):
+        found = rank_at_most(model, model.token_bytes, frozenset({0}), word=word, ks=(1, 2))
+        assert found == {1: rank < 1, 2: True}
+
+
+def test_a_word_as_probable_as_the_asked_one_counts():
+    model = Listed(prompt={"_a": 0.4, "_b": 0.4, "_c": 0.2})
+    found = rank_at_most(model, model.token_bytes, frozenset({0}), word="a", ks=(1, 2))
+    assert found == {1: False, 2: True}
+
+
+class Spaces:
+    """A model that writes white space nearly for ever."""
+
+    token_bytes = (b"", b" ", b" x", b" y")
+
+    def __call__(self, prefixes):
+        rows = (
+            [1, 0, 0, 0] if any(n > 1 for n in p) else [0, 0.99, 0.006, 0.004] for p in prefixes
+        )
+        return torch.tensor(list(rows), dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_prefixes_that_are_too_long_to_go_on_do_not_hold_up_the_others(batch):
+    model = Spaces()
+    search = Search(lexicon_of(model.token_bytes, frozenset({0})), batch=batch, limit=256)
+    searched(search.begin(), model)
+    while searched(search.advance(search.gains(1e-9)[2]), model):
+        pass
+    stuck = 0.99**word_search.LONGEST
+    assert search.words[b"x"] == pytest.approx(0.6 * (1 - stuck), abs=1e-6)
+    assert search.residual == pytest.approx(stuck, abs=1e-6)
+
+
+def test_words_that_end_inside_an_id_need_no_look():
+    after = {f"_w{n}_x": 0.2 - n / 100 for n in range(5)}
+    model = Listed(prompt={**after, "_v": 1 - sum(after.values())})
+    found = next_words(model, model.token_bytes, frozenset({0}), k=3, batch=1, limit=2)
+    assert [each.word for each in found.words] == ["w0", "w1", "w2"]
+    assert found.certified
+
+
+def test_what_is_remembered_of_texts_has_an_end(monkeypatch):
+    monkeypatch.setattr(word_search, "REMEMBERED", 2)
+    table = Table([1, 2, 3, 4, 5, 7, 0], 3, 2.0)
+    lexicon = Lexicon(table.token_bytes, table.ends)
+    for text in (b"a", b"ab", b"b", b"", b"a"):
+        assert lexicon.route(text).first == Lexicon(table.token_bytes, table.ends).route(text).first
+        assert len(lexicon._routes) <= 2
 
 
 def test_equally_probable_words_do_not_keep_the_search_going():
