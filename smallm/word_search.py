@@ -291,6 +291,11 @@ class Search:
         self.nodes: dict[bytes, Node] = {}
 
     @property
+    def together(self) -> int:
+        """How many prefixes are looked at next; a long search takes more of them at once."""
+        return max(self.batch, self.looked_at // 4)
+
+    @property
     def residual(self) -> float:
         """Mass that belongs to no word and not to the end of the text."""
         return sum(node.mass for node in self.nodes.values())
@@ -321,56 +326,65 @@ class Search:
         """What words can gain, those that were not seen included.
 
         A bound of what a word can gain, whether some word may gain more than `least`, and
-        continuations that must be looked at before none may.
+        continuations to look at before none may: a batch at least, if there are as many.
         """
-        most, possible, found = 0.0, False, []
+        most = 0.0
+        open_ways: list[tuple[float, Sequence[Node], bytes]] = []
         for path, bound in self._paths():
             if bound > least:
-                bound, blocking = self._beyond(path, bound, least)
-                possible = possible or bound > least
-                found += blocking
+                bound, excess, text = self._beyond(path, bound, least)
+                if excess > 0:
+                    open_ways.append((excess, tuple(path), text))
             most = max(most, bound)
-        return most, possible, found
+        found: dict[tuple[int, int], Continuation] = {}
+        for excess, nodes, text in sorted(open_ways, key=lambda each: -each[0]):
+            for each in self._blocking(excess, nodes, text, least):
+                found[id(each.rest), each.number] = each
+            if len(found) >= self.together:
+                break
+        return most, bool(open_ways), list(found.values())
 
     def _beyond(
-        self, path: list[Node], bound: float, least: float
-    ) -> tuple[float, list[Continuation]]:
+        self, path: Sequence[Node], bound: float, least: float
+    ) -> tuple[float, float, bytes]:
         """A nearer bound of what words can gain that begin with the text of the path's last node.
 
-        Where it is more than `least`, with continuations that must be looked at to lower it.
-        """
-        for node in sorted(path, key=lambda node: -node.mass):
-            bound += node.gain(path[-1].text[len(node.text) :]) - node.mass
-            if bound <= least:
-                return bound, []
-        if len(path) == 1:
-            return bound, path[0].heaviest(least, self.batch)
-        return self._together(path, bound, least)
-
-    def _together(
-        self, path: list[Node], bound: float, least: float
-    ) -> tuple[float, list[Continuation]]:
-        """The same for several nodes: one word may not gain the most at all of them.
-
-        Words that gain much at the last node are bounded one by one, if they are few.
+        With a text that some of them begin with, and by how much one of these may exceed `least`.
         """
         last, before = path[-1], path[:-1]
+        for node in sorted(path, key=lambda node: -node.mass):
+            bound += node.gain(last.text[len(node.text) :]) - node.mass
+            if bound <= least:
+                return bound, 0.0, last.text
+        if not before:
+            return bound, bound - least, last.text
+        # One word may not gain the most at all nodes: those that gain much at the last node are
+        # bounded one by one, if they are few.
         sums, most = last.sums.copy(), 0.0
         others = bound - float(sums[sums.argmax()])
         for _ in range(FEW if others < least else 0):
             place = int(sums.argmax())
             if others + sums[place] <= least:
-                return max(most, others + float(sums[place])), []
+                return max(most, others + float(sums[place])), 0.0, last.text
             text = last.text + self.lexicon.heads[self.lexicon.order[place]]
-            rests = [(node, text[len(node.text) :]) for node in before]
-            gain = float(sums[place]) + sum(node.gain(rest) for node, rest in rests)
+            gain = float(sums[place]) + sum(node.gain(text[len(node.text) :]) for node in before)
             if gain > least:
-                ways = [(node, node.witness(rest)) for node, rest in rests]
-                return bound, _until(gain - least, [*ways, (last, last.leading_to(place))])
+                return bound, gain - least, text
             most = max(most, gain)
             sums[place] = 0
-        ways = [(node, node.witness(last.text[len(node.text) :])) for node in path]
-        return bound, _until(bound - least, ways)
+        return bound, bound - least, last.text
+
+    def _blocking(
+        self, excess: float, path: Sequence[Node], text: bytes, least: float
+    ) -> list[Continuation]:
+        """Continuations on the way to the word that `_beyond` found."""
+        last = path[-1]
+        if len(path) == 1:
+            return last.heaviest(least, self.together)
+        ways = [(node, node.witness(text[len(node.text) :])) for node in path[:-1]]
+        rest = text[len(last.text) :]
+        on = self.lexicon.route(rest).on if rest else last.witness(rest)
+        return _until(excess, [*ways, (last, on)])
 
     def _paths(self) -> Iterator[tuple[list[Node], float]]:
         """For each node, itself after those whose texts begin its own, and their mass."""
@@ -394,7 +408,7 @@ class Search:
         different = {(id(each.rest), each.number): each for each in continuations}.values()
         closing = [each for each in different if self.lexicon.closes[each.number]]  # need no look
         others = (each for each in different if not self.lexicon.closes[each.number])
-        count = max(min(self.batch, self.limit - self.looked_at), 0)
+        count = max(min(self.together, self.limit - self.looked_at), 0)
         taken = closing + heapq.nlargest(count, others, key=lambda each: each.mass)
         if prefixes := self._take(taken):
             self._look_at(prefixes, (yield prefixes))
