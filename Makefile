@@ -8,8 +8,9 @@ SPACE ?= quick
 search: .venv/ready
 	$(BIN)/python tune/search.py --space $(SPACE) $(ARGS)
 
+# Threads of two processes that wait for each other must not do so by spinning.
 test: .venv/ready lint
-	$(BIN)/pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 test-long: .venv/ready
 	$(BIN)/pytest -m long $(ARGS)

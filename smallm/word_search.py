@@ -6,8 +6,9 @@ follows. All probabilities are conditional on B: the first token begins with whi
 the text, so the last word of the prompt is taken as finished (Pimentel and Meister 2024, arXiv
 2406.14561; Oh and Schuler 2024, arXiv 2406.10851).
 
-The search takes the heaviest token prefixes first. What a model says after a prefix splits the
-prefix's mass: some of it ends the word and is credited, the rest is the mass of its continuations.
+The search looks at the heaviest prefixes that leave a bound open. What a model says after a prefix
+splits the prefix's mass: some of it ends the word and is credited, the rest is the mass of its
+continuations.
 Mass is never dropped: credited + end of text + residual = 1. Continuations stay in one array, a
 `Rest`; all rests after one and the same text are a `Node`. The sums of their masses along each text
 that they can write bound at once what every word can gain there.
@@ -24,7 +25,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ EXACT = 1e-7
 """Probabilities nearer than this count as equal: models, and masses here, have single precision."""
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
 FEW = 32  # texts that are bounded one by one
+MOST_TOGETHER = 64  # prefixes that are looked at together: it bounds the memory
 REMEMBERED = 100_000  # texts whose ids are kept
 
 
@@ -101,15 +103,14 @@ class Lexicon:
             else:
                 path.append(place)
         self.order = np.array(order)
-        self.reach = list(
-            zip(np.argsort(order).tolist(), last[np.argsort(order)].tolist(), strict=True)
-        )
+        first = np.argsort(order)
+        self.reach = list(zip(first.tolist(), last[first].tolist(), strict=True))
         """Of each id: its place in `order`, and the one after all that go on from it."""
         by_last = np.argsort(last, kind="stable")
         self._by_last = self.order[by_last]
         self._ended = np.searchsorted(last[by_last], np.arange(len(order)), side="right")
 
-    def sums(self, masses: NDArray[np.float32]) -> NDArray[np.float64]:
+    def sums(self, masses: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """For each place in `order`, the mass of the ids whose heads begin its id's head.
 
         Of ids with the same head the last place has all.
@@ -137,6 +138,10 @@ class Lexicon:
                 self._routes.clear()
             self._routes[text] = found
         return found
+
+    def way_to(self, place: int) -> NDArray[np.int64]:
+        """The ids that lead to the head of the id at a place in `order`."""
+        return self.route(self.heads[self.order[place]]).on
 
     def _places(self, head: bytes) -> tuple[int, int]:
         return bisect_left(self._sorted, head), bisect_right(self._sorted, head)
@@ -183,7 +188,7 @@ class Node:
     lexicon: Lexicon
     text: bytes
     rests: list[Rest] = field(default_factory=list)
-    masses: NDArray[np.float32] = field(init=False)
+    masses: NDArray[np.floating[Any]] = field(init=False)
     """Of each id, in all rests."""
     mass: float = 0.0
     _sums: NDArray[np.float64] | None = None
@@ -194,12 +199,12 @@ class Node:
         self.changed()
 
     def changed(self) -> None:
-        """Sums up after something was taken out of its rests."""
+        """Sums up after its rests have changed, without those that are used up."""
         if len(self.rests) > 1:
             self.rests = [rest for rest in self.rests if rest.masses.any()] or self.rests[:1]
-        masses = self.rests[0].masses
-        for rest in self.rests[1:]:
-            masses = masses + rest.masses
+        masses: NDArray[np.floating[Any]] = self.rests[0].masses
+        if len(self.rests) > 1:
+            masses = np.sum([rest.masses for rest in self.rests], axis=0, dtype=np.float64)
         self.masses, self.mass, self._sums = masses, float(masses.sum(dtype=np.float64)), None
 
     @property
@@ -222,44 +227,47 @@ class Node:
         route = self.lexicon.route(text)
         if route.first == route.last:
             return route.on
-        return self.leading_to(route.first + int(self.sums[route.first : route.last].argmax()))
-
-    def leading_to(self, place: int) -> NDArray[np.int64]:
-        """The ids that lead to the word of a place in lexicon.order."""
-        return self.lexicon.route(self.lexicon.heads[self.lexicon.order[place]]).on
+        sums = self.sums[route.first : route.last]
+        return self.lexicon.way_to(route.first + int(sums.argmax()))
 
     def heaviest(self, least: float, count: int) -> list[Continuation]:
-        """Continuations without which no word gains more than `least`; about `count` at most.
+        """Continuations without which no word gains much more than `least`; about `count` at most.
 
         Takes the heaviest one on the way to the word that gains the most, again and again.
         """
         sums, masses = self.sums.copy(), self.masses.copy()
         found: list[Continuation] = []
         while len(found) < count and sums[place := int(sums.argmax())] > least:
-            on = self.leading_to(place)
+            on = self.lexicon.way_to(place)
             number = int(on[masses[on].argmax()])
             if not masses[number]:
                 break  # the sums are not exact to the last bit
-            found += self.by(number)
+            found += self.taking(number)
             masses[number] = 0
             first, last = self.lexicon.reach[number]
             sums[first:last] -= self.masses[number]
         return found
 
-    def by(self, number: int) -> list[Continuation]:
+    def taking(self, number: int) -> list[Continuation]:
         """Continuations by one id that can be taken, without those that hold little of its mass."""
-        enough = self.masses[number] / (2 * len(self.rests))
         closes = self.lexicon.closes[number]
-        return [
+        found = [
             Continuation(float(mass), self, rest, number)
             for rest in self.rests
-            if (mass := rest.masses[number]) >= enough
-            and mass > 0
-            and (closes or len(rest.ids) < LONGEST)
+            if (mass := rest.masses[number]) > 0 and (closes or len(rest.ids) < LONGEST)
         ]
+        enough = sum(each.mass for each in found) / (2 * max(len(found), 1))
+        return [each for each in found if each.mass >= enough]
+
+    def takeable(self) -> Iterator[Continuation]:
+        """What ends a word, and the heaviest other continuation of each rest."""
+        closing = np.flatnonzero(self.lexicon.closes & (self.masses > 0)).tolist()
+        heaviest = [int(rest.masses.argmax()) for rest in self.rests]
+        for number in {*closing, *heaviest}:
+            yield from self.taking(number)
 
 
-def _until(excess: float, ways: Sequence[tuple[Node, NDArray[np.int64]]]) -> list[Continuation]:
+def _holding(excess: float, ways: Sequence[tuple[Node, NDArray[np.int64]]]) -> list[Continuation]:
     """The heaviest continuations by some ids, until they hold more than some mass."""
     among = [
         (mass, number, node)
@@ -272,7 +280,7 @@ def _until(excess: float, ways: Sequence[tuple[Node, NDArray[np.int64]]]) -> lis
     for mass, number, node in sorted(among, key=lambda each: -each[0]):
         if mass <= light or excess < 0:
             break
-        chosen = node.by(number)
+        chosen = node.taking(number)
         found += chosen
         excess -= sum(each.mass for each in chosen)
     return found
@@ -293,7 +301,7 @@ class Search:
     @property
     def together(self) -> int:
         """How many prefixes are looked at next; a long search takes more of them at once."""
-        return max(self.batch, self.looked_at // 4)
+        return max(self.batch, min(self.looked_at // 4, MOST_TOGETHER))
 
     @property
     def residual(self) -> float:
@@ -320,13 +328,13 @@ class Search:
             for word in words
             for node, rest in self._on_the_way(word)
         ]
-        return _until(excess, ways)
+        return _holding(excess, ways)
 
     def gains(self, least: float) -> tuple[float, bool, list[Continuation]]:
         """What words can gain, those that were not seen included.
 
         A bound of what a word can gain, whether some word may gain more than `least`, and
-        continuations to look at before none may: a batch at least, if there are as many.
+        continuations to look at before none may: about as many as are looked at together.
         """
         most = 0.0
         open_ways: list[tuple[float, Sequence[Node], bytes]] = []
@@ -338,7 +346,7 @@ class Search:
             most = max(most, bound)
         found: dict[tuple[int, int], Continuation] = {}
         for excess, nodes, text in sorted(open_ways, key=lambda each: -each[0]):
-            for each in self._blocking(excess, nodes, text, least):
+            for each in self._proposed(excess, nodes, text, least):
                 found[id(each.rest), each.number] = each
             if len(found) >= self.together:
                 break
@@ -374,7 +382,7 @@ class Search:
             sums[place] = 0
         return bound, bound - least, last.text
 
-    def _blocking(
+    def _proposed(
         self, excess: float, path: Sequence[Node], text: bytes, least: float
     ) -> list[Continuation]:
         """Continuations on the way to the word that `_beyond` found."""
@@ -384,7 +392,7 @@ class Search:
         ways = [(node, node.witness(text[len(node.text) :])) for node in path[:-1]]
         rest = text[len(last.text) :]
         on = self.lexicon.route(rest).on if rest else last.witness(rest)
-        return _until(excess, [*ways, (last, on)])
+        return _holding(excess, [*ways, (last, on)])
 
     def _paths(self) -> Iterator[tuple[list[Node], float]]:
         """For each node, itself after those whose texts begin its own, and their mass."""
@@ -404,15 +412,23 @@ class Search:
         self._look_at(first, (yield first))
 
     def advance(self, continuations: Iterable[Continuation]) -> Looks[bool]:
-        """Looks at the heaviest of some continuations; False when nothing is left to be gained."""
-        different = {(id(each.rest), each.number): each for each in continuations}.values()
-        closing = [each for each in different if self.lexicon.closes[each.number]]  # need no look
-        others = (each for each in different if not self.lexicon.closes[each.number])
-        count = max(min(self.together, self.limit - self.looked_at), 0)
-        taken = closing + heapq.nlargest(count, others, key=lambda each: each.mass)
+        """Looks at the heaviest of some continuations, or of all where none of them can be taken.
+
+        What ends a word needs no look. False when nothing is left to be taken within the limit.
+        """
+        taken = self._chosen(continuations)
+        if not taken:  # what was proposed is too long to go on, or the limit is reached
+            taken = self._chosen(each for node in self.nodes.values() for each in node.takeable())
         if prefixes := self._take(taken):
             self._look_at(prefixes, (yield prefixes))
         return bool(taken)
+
+    def _chosen(self, continuations: Iterable[Continuation]) -> list[Continuation]:
+        different = {(id(each.rest), each.number): each for each in continuations}.values()
+        closing = [each for each in different if self.lexicon.closes[each.number]]
+        others = (each for each in different if not self.lexicon.closes[each.number])
+        count = max(min(self.together, self.limit - self.looked_at), 0)
+        return closing + heapq.nlargest(count, others, key=lambda each: each.mass)
 
     def _take(self, continuations: Sequence[Continuation]) -> list[Prefix]:
         """Takes continuations out of their rests; a word that ends in one gets its mass."""

@@ -1,8 +1,11 @@
 """A home of its own for every test, and one small corpus of generated prose for all."""
 
+import os
 import random
+import shutil
 import socket
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +29,13 @@ def sentence(rng):
         f"The {rng.choice(KINDS)} {subject}{name} {rng.choice(VERBS)} "
         f"{rng.choice(['a', 'the', 'every'])} {rng.choice(KINDS)} {thing}{extra}."
     )
+
+
+def pytest_configure(config):
+    """A Ray of its own: neither another process of tests nor a Ray that runs here is joined."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    os.environ["RAY_TMPDIR"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from smallm.next_words import (
 from smallm.predictors import expansion as of_model
 from smallm.predictors.causal import Causal
 from smallm.settings import ModelSettings
-from smallm.word_search import Lexicon, Search, lexicon_of
+from smallm.word_search import Lexicon, Node, Rest, Search, lexicon_of
 
 # A special id, ids of white space only, with it before, inside and after, halves of a character.
 POOL = [
@@ -187,7 +187,7 @@ def test_words_are_certified_where_texts_are_bounded_all_at_once(few, monkeypatc
         found = next_words(table, table.token_bytes, table.ends, k=3, batch=2, limit=10_000)
         true = sorted((p for word, p in exhaustive.items() if word), reverse=True)
         assert found.certified
-        for each, probability in zip(found.words, true, strict=False):
+        for each, probability in zip(found.words, true[:3], strict=True):
             assert each.probability - 1e-6 <= probability <= each.upper + 1e-6
 
 
@@ -285,11 +285,41 @@ def test_prefixes_that_are_too_long_to_go_on_do_not_hold_up_the_others(batch):
     assert search.residual == pytest.approx(stuck, abs=1e-6)
 
 
+def test_a_word_that_cannot_be_looked_at_does_not_hide_one_that_can(monkeypatch):
+    monkeypatch.setattr(word_search, "LONGEST", 2)
+    model = Listed(
+        **{"prompt": {"_": 0.35, "_a": 0.3, "_ay": 0.2, "_z": 0.15}, "_": {"a": 0.9, "_": 0.1}},
+        **{"_,a": {"x": 1.0}, "_a": {"y": 1.0}, "_,_": {"_": 1.0}},
+    )
+    found = next_words(model, model.token_bytes, frozenset({0}), k=1, batch=1)
+    assert found.certified
+    assert [each.word for each in found.words] == ["ay"]
+
+
+def test_a_word_that_stays_open_does_not_hold_up_what_the_best_one_gains(monkeypatch):
+    monkeypatch.setattr(word_search, "LONGEST", 1)
+    model = Listed(
+        **{"prompt": {"_w": 0.3, "_": 0.35, "_v": 0.25, "\tw": 0.1}, "_": {"z": 1.0}},
+    )
+    found = next_words(model, model.token_bytes, frozenset({0}), k=1, batch=1)
+    assert found.certified
+    assert [each.word for each in found.words] == ["w"]
+    ranked = rank_at_most(model, model.token_bytes, frozenset({0}), word="w", ks=(1,), batch=1)
+    assert ranked == {1: True}
+
+
 def test_words_that_end_inside_an_id_need_no_look():
     after = {f"_w{n}_x": 0.2 - n / 100 for n in range(5)}
     model = Listed(prompt={**after, "_v": 1 - sum(after.values())})
-    found = next_words(model, model.token_bytes, frozenset({0}), k=3, batch=1, limit=2)
+    found = next_words(model, model.token_bytes, frozenset({0}), k=3, batch=1, limit=1)
     assert [each.word for each in found.words] == ["w0", "w1", "w2"]
+    assert found.certified
+
+
+def test_words_that_end_inside_ids_are_credited_when_the_limit_is_reached():
+    model = Listed(prompt={"_v": 0.35, "_u_x": 0.33, "_u_y": 0.32})
+    found = next_words(model, model.token_bytes, frozenset({0}), k=1, batch=1, limit=1)
+    assert [each.word for each in found.words] == ["u"]
     assert found.certified
 
 
@@ -298,8 +328,41 @@ def test_what_is_remembered_of_texts_has_an_end(monkeypatch):
     table = Table([1, 2, 3, 4, 5, 7, 0], 3, 2.0)
     lexicon = Lexicon(table.token_bytes, table.ends)
     for text in (b"a", b"ab", b"b", b"", b"a"):
-        assert lexicon.route(text).first == Lexicon(table.token_bytes, table.ends).route(text).first
+        fresh = Lexicon(table.token_bytes, table.ends).route(text)
+        found = lexicon.route(text)
+        assert (found.on.tolist(), found.first, found.last) == (
+            fresh.on.tolist(),
+            fresh.first,
+            fresh.last,
+        )
         assert len(lexicon._routes) <= 2
+
+
+def test_what_is_proposed_bounds_all_words_once_it_is_gone():
+    tokens = tuple(POOL)
+    lexicon = Lexicon(tokens, frozenset({0}))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        node = Node(lexicon, b"")
+        node.add(Rest((), rng.dirichlet(np.full(len(tokens), 0.5)).astype(np.float32)))
+        least = rng.uniform(0, node.mass)
+        found = node.heaviest(least, 1000)
+        left = node.masses.copy()
+        for each in found:
+            assert each.mass == pytest.approx(float(left[each.number]))
+            assert lexicon.sums(left).max() > least  # each was needed
+            left[each.number] = 0
+        assert lexicon.sums(left).max() <= least + 1e-12
+
+
+def test_a_search_looks_at_few_prefixes():
+    looks = []
+    for seed in range(20):
+        table = Table([1, 2, 3, 4, 5, 7, 12, 13, 0], seed, 3.0)
+        found = next_words(table, table.token_bytes, table.ends, k=2, batch=2)
+        assert found.certified
+        looks.append(table.looked_at)
+    assert sum(looks) / len(looks) <= 7  # of 585 prefixes that such a table can have
 
 
 def test_equally_probable_words_do_not_keep_the_search_going():

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "http://localhost:8000"  # of the README
 KEY = "key-of-a-person-which-is-long"
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-LOGS = Path("/tmp/ray/session_latest/logs")
+LOGS = Path(os.environ["RAY_TMPDIR"], "ray", "session_latest", "logs")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def served(folder, models="champion", **environment):
             pytest.skip("something listens on port 8000")
     command = [Path(sys.prefix) / "bin" / "serve", "run", "serve.app:build", f"models={models}"]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_"))}
+    inherited["RAY_TMPDIR"] = os.environ["RAY_TMPDIR"]
     own = {"SMALLM_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", **environment}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
