@@ -8,7 +8,7 @@ SPACE ?= quick
 search: .venv/ready
 	$(BIN)/python tune/search.py --space $(SPACE) $(ARGS)
 
-# Threads of two processes that wait for each other must not do so by spinning.
+# OpenMP threads that wait must not spin: the other process needs the cores.
 test: .venv/ready lint
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 

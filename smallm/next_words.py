@@ -23,8 +23,8 @@ T = TypeVar("T")
 ExpandTogether = Callable[[Sequence[tuple[int, Sequence[Sequence[int]]]]], Sequence[Tensor]]
 """For each (search, prefixes of ids), logits (prefixes, ids)."""
 
-BATCH = 8  # prefixes that a model looks at together, at least
-LIMIT = 256  # prefixes that it looks at for one prompt: most need 10 to 40
+BATCH = 8  # prefixes that a model looks at together; a long search takes more
+LIMIT = 256  # prefixes that it looks at for one prompt: most need 10 to 30
 RANKS = (1, 3, 10)
 FEWEST_WORDS = 8  # before a word whose rank is asked for
 

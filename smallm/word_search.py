@@ -47,7 +47,7 @@ EXACT = 1e-7
 """Probabilities nearer than this count as equal: models, and masses here, have single precision."""
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
 FEW = 32  # texts that are bounded one by one
-MOST_TOGETHER = 64  # prefixes that are looked at together: it bounds the memory
+MOST_TOGETHER = 32  # prefixes of one search that are looked at together: it bounds the memory
 REMEMBERED = 100_000  # texts whose ids are kept
 
 
@@ -231,13 +231,16 @@ class Node:
         return self.lexicon.way_to(route.first + int(sums.argmax()))
 
     def heaviest(self, least: float, count: int) -> list[Continuation]:
-        """Continuations without which no word gains much more than `least`; about `count` at most.
+        """Continuations by `count` ids at most, without which no word gains much more than `least`.
 
-        Takes the heaviest one on the way to the word that gains the most, again and again.
+        Takes the heaviest id on the way to the word that gains the most, again and again.
         """
         sums, masses = self.sums.copy(), self.masses.copy()
         found: list[Continuation] = []
-        while len(found) < count and sums[place := int(sums.argmax())] > least:
+        for _ in range(count):
+            place = int(sums.argmax())
+            if sums[place] <= least:
+                break
             on = self.lexicon.way_to(place)
             number = int(on[masses[on].argmax()])
             if not masses[number]:
@@ -259,12 +262,14 @@ class Node:
         enough = sum(each.mass for each in found) / (2 * max(len(found), 1))
         return [each for each in found if each.mass >= enough]
 
-    def takeable(self) -> Iterator[Continuation]:
-        """What ends a word, and the heaviest other continuation of each rest."""
-        closing = np.flatnonzero(self.lexicon.closes & (self.masses > 0)).tolist()
-        heaviest = [int(rest.masses.argmax()) for rest in self.rests]
-        for number in {*closing, *heaviest}:
-            yield from self.taking(number)
+    def takeable(self, count: int) -> Iterator[Continuation]:
+        """What ends a word, and the heaviest other continuations of each rest."""
+        for rest in self.rests:
+            chosen = np.flatnonzero(self.lexicon.closes)
+            if len(rest.ids) < LONGEST:
+                chosen = np.union1d(chosen, rest.masses.argsort()[-count:])
+            for number in chosen[rest.masses[chosen] > 0].tolist():
+                yield Continuation(float(rest.masses[number]), self, rest, number)
 
 
 def _holding(excess: float, ways: Sequence[tuple[Node, NDArray[np.int64]]]) -> list[Continuation]:
@@ -418,7 +423,9 @@ class Search:
         """
         taken = self._chosen(continuations)
         if not taken:  # what was proposed is too long to go on, or the limit is reached
-            taken = self._chosen(each for node in self.nodes.values() for each in node.takeable())
+            taken = self._chosen(
+                each for node in self.nodes.values() for each in node.takeable(self.together)
+            )
         if prefixes := self._take(taken):
             self._look_at(prefixes, (yield prefixes))
         return bool(taken)

@@ -3,12 +3,13 @@
 import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
+from ports import free_port
 
 from smallm.cli import main
 from smallm.settings import CorpusSettings, TokenizerSettings
@@ -31,11 +32,22 @@ def sentence(rng):
     )
 
 
-def pytest_configure(config):
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
+
+
+def pytest_configure():
     """A Ray of its own: neither another process of tests nor a Ray that runs here is joined."""
-    folder = tempfile.mkdtemp(prefix="ray-")
-    os.environ["RAY_TMPDIR"] = folder
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(
+        prefix="ray-", dir="/tmp"
+    )  # paths of sockets: short
+
+
+def pytest_sessionfinish(exitstatus):
+    """What Ray logged is kept where a test failed."""
+    if exitstatus in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
+        shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)  # Ray may still be ending
 
 
 @pytest.fixture(autouse=True)
@@ -77,11 +89,9 @@ def tokens(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture(name="free_port")
+def _free_port():
+    return free_port()
 
 
 @pytest.fixture

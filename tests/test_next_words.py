@@ -209,6 +209,20 @@ def test_each_look_is_at_new_mass(table, batch):
     assert search.residual == pytest.approx(0, abs=1e-6)  # it went on to the end
 
 
+def test_a_long_search_takes_more_prefixes_at_once_up_to_a_number(monkeypatch):
+    monkeypatch.setattr(word_search, "MOST_TOGETHER", 3)
+    table = Table([1, 2, 3, 4, 5, 7, 12, 13, 0], seed=0, spread=0.0)
+    sizes = []
+
+    def expand(prefixes):
+        sizes.append(len(prefixes))
+        return table(prefixes)
+
+    next_words(expand, table.token_bytes, table.ends, k=4, batch=1, limit=10_000)
+    assert sizes[:3] == [1, 1, 1]
+    assert set(sizes) == {1, 2, 3}
+
+
 class Listed:
     """A model given as probabilities after prefixes; elsewhere the text ends."""
 
@@ -461,6 +475,20 @@ def test_a_smallm_of_either_tokenizer_reads_its_window_again(tokens):
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+def test_prompts_side_by_side_are_looked_at_in_parts_that_fit(tokens, monkeypatch):
+    predictor = smallm_of(tokens)
+    asked = [("The small model", 3), ("A deep layer learns", 2), ("It", 4)]
+    together = of_model.next_words_side_by_side(predictor, asked)
+    monkeypatch.setattr(of_model, "MOST_COLUMNS", 12)
+    parts = of_model.next_words_side_by_side(predictor, asked)
+    for one, other, (_, k) in zip(together, parts, asked, strict=True):
+        assert len(one.words) == k
+        assert [each.word for each in one.words] == [each.word for each in other.words]
+        assert [each.probability for each in one.words] == pytest.approx(
+            [each.probability for each in other.words], abs=1e-6
+        )
 
 
 def test_next_words_of_a_smallm_hold_every_way_to_write_them(tokens):

@@ -130,7 +130,9 @@ def next_words_side_by_side(
 
     def expand(wanted: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> Sequence[Tensor]:
         texts = [[*prompts[place], *each] for place, prefixes in wanted for each in prefixes]
-        after = logits_after(predictor, texts)
+        rows = max(MOST_COLUMNS // max(map(len, texts)), 1)
+        parts = (texts[start : start + rows] for start in range(0, len(texts), rows))
+        after = torch.cat([logits_after(predictor, part) for part in parts])
         return torch.split(after, [len(prefixes) for _, prefixes in wanted])
 
     searches = {

@@ -30,7 +30,7 @@ for place in {places}; do
   mkdir -p {room}/upper$place {room}/work$place
 done
 {overlays}
-mount -t tmpfs tmpfs /tmp/ray
+mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 rm -rf {home}/.smallm {home}/.ray {home}/.bashrc {home}/.ssh {home}/ray_bootstrap_*
 ip link set lo up

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import ray
+from ports import free_port
 from ray import serve
 from tiny_models import gpt2
 
@@ -36,12 +36,6 @@ def live_server(arguments, environment):
         finally:
             serve.shutdown()
             ray.shutdown()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Client:
