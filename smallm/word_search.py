@@ -48,7 +48,7 @@ EXACT = 1e-7
 LONGEST = 32  # tokens of a prefix: longer ones stay in the residual
 FEW = 32  # texts that are bounded one by one
 MOST_TOGETHER = 32  # prefixes of one search that are looked at together: it bounds the memory
-REMEMBERED = 100_000  # texts whose ids are kept
+REMEMBERED = 2**15  # texts whose ids are kept
 
 
 @dataclass(frozen=True, slots=True)

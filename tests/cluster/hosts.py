@@ -83,6 +83,7 @@ class Host:
     def _room(self):
         environment = Path(sys.prefix).resolve()
         places = [Path("/tmp"), HOME, environment]
+        places = [each for each in places if not set(places) & set(each.parents)]
         room = f"/run/test-host-{os.getpid()}-{self.name}"
         overlays = "\n".join(
             f"mount -t overlay overlay -o lowerdir={place},upperdir={room}/upper{place},"
