@@ -126,12 +126,13 @@ def _blocking(search: Search, k: int) -> tuple[bool, list[Continuation]]:
     gain, possible, blocking = search.gains(least)
     if possible:
         return False, blocking
-    known, contested = set(best), []
+    known = set(best)
     near = (w for w, low in search.words.items() if low + gain > least and w not in known)
-    for heavier, lighter in [*pairwise(best), *((best[-1], word) for word in near)]:
-        excess = search.upper(lighter) - search.words[heavier] - EXACT
-        if excess > 0:
-            contested.append((heavier, lighter, excess))
+    contested = [
+        (heavier, lighter, excess)
+        for heavier, lighter in [*pairwise(best), *((best[-1], word) for word in near)]
+        if (excess := search.upper(lighter) - search.words[heavier] - EXACT) > 0
+    ]
     blocking = [
         each
         for heavier, lighter, excess in contested

@@ -72,20 +72,21 @@ class Lexicon:
     def __init__(self, token_bytes: Sequence[bytes], end_ids: frozenset[int]) -> None:
         size = len(token_bytes)
         self.heads: list[bytes] = []
-        self.ends = np.zeros(size, dtype=bool)  # of the text
-        self.opens = np.zeros(size, dtype=bool)  # with white space
+        ends = np.zeros(size, dtype=bool)  # of the text
+        opens = np.zeros(size, dtype=bool)  # with white space
         self.closes = np.zeros(size, dtype=bool)  # its head: white space follows inside
         for number, content in enumerate(token_bytes):
             text = content.lstrip(WHITE_SPACE)
             head = text.split(None, 1)[0] if text else b""
             self.heads.append(head)
-            self.ends[number] = not content or number in end_ids
-            self.opens[number] = content[:1].isspace()
+            ends[number] = not content or number in end_ids
+            opens[number] = content[:1].isspace()
             self.closes[number] = len(head) < len(text)
-        self.begins = self.ends | self.opens  # B, and what ends a word
-        self.endings = np.stack([self.ends, self.begins]).astype(np.float64)
+        self.begins = ends | opens  # B, and what ends a word
+        self.endings = np.stack([ends, self.begins]).astype(np.float64)
         """(2, ids): what ends the text while there is no word, and what ends a word."""
         self.goes_on = 1 - self.endings
+        self.closing = np.flatnonzero(self.closes)
         self._arrange()
         self._routes: dict[bytes, Route] = {}
 
@@ -193,11 +194,6 @@ class Node:
     mass: float = 0.0
     _sums: NDArray[np.float64] | None = None
 
-    def add(self, rest: Rest) -> None:
-        """One rest more."""
-        self.rests.append(rest)
-        self.changed()
-
     def changed(self) -> None:
         """Sums up after its rests have changed, without those that are used up."""
         if len(self.rests) > 1:
@@ -214,11 +210,15 @@ class Node:
             self._sums = self.lexicon.sums(self.masses)
         return self._sums
 
+    def mass_on(self, text: bytes) -> float:
+        """The most that the word can gain here which its text and another one make."""
+        return float(sum(self.masses[self.lexicon.route(text).on].tolist()))
+
     def gain(self, text: bytes) -> float:
         """The most that one word can gain here which goes on from its text with another one."""
         route = self.lexicon.route(text)
         if route.first == route.last:
-            return float(self.masses[route.on].sum(dtype=np.float64))
+            return self.mass_on(text)
         sums = self.sums[route.first : route.last]
         return float(sums[sums.argmax()])  # max takes twice as long
 
@@ -263,11 +263,12 @@ class Node:
         return [each for each in found if each.mass >= enough]
 
     def takeable(self, count: int) -> Iterator[Continuation]:
-        """What ends a word, and the heaviest other continuations of each rest."""
+        """What ends a word, and the `count` heaviest continuations of each rest."""
         for rest in self.rests:
-            chosen = np.flatnonzero(self.lexicon.closes)
-            if len(rest.ids) < LONGEST:
-                chosen = np.union1d(chosen, rest.masses.argsort()[-count:])
+            chosen = self.lexicon.closing
+            if count and len(rest.ids) < LONGEST:
+                heaviest = torch.from_numpy(rest.masses).topk(min(count, len(rest.masses)))
+                chosen = np.union1d(chosen, heaviest.indices.numpy())
             for number in chosen[rest.masses[chosen] > 0].tolist():
                 yield Continuation(float(rest.masses[number]), self, rest, number)
 
@@ -316,8 +317,7 @@ class Search:
     def upper(self, word: bytes) -> float:
         """The most that a word's probability can be."""
         return self.words.get(word, 0.0) + sum(
-            sum(node.masses[self.lexicon.route(rest).on].tolist())
-            for node, rest in self._on_the_way(word)
+            node.mass_on(rest) for node, rest in self._on_the_way(word)
         )
 
     def _on_the_way(self, text: bytes) -> Iterator[tuple[Node, bytes]]:
@@ -421,20 +421,20 @@ class Search:
 
         What ends a word needs no look. False when nothing is left to be taken within the limit.
         """
-        taken = self._chosen(continuations)
+        count = max(min(self.together, self.limit - self.looked_at), 0)
+        taken = self._chosen(continuations, count)
         if not taken:  # what was proposed is too long to go on, or the limit is reached
-            taken = self._chosen(
-                each for node in self.nodes.values() for each in node.takeable(self.together)
-            )
+            every = (each for node in self.nodes.values() for each in node.takeable(count))
+            taken = self._chosen(every, count)
         if prefixes := self._take(taken):
             self._look_at(prefixes, (yield prefixes))
         return bool(taken)
 
-    def _chosen(self, continuations: Iterable[Continuation]) -> list[Continuation]:
+    def _chosen(self, continuations: Iterable[Continuation], count: int) -> list[Continuation]:
+        """All that ends a word, and the `count` heaviest of the others."""
         different = {(id(each.rest), each.number): each for each in continuations}.values()
         closing = [each for each in different if self.lexicon.closes[each.number]]
         others = (each for each in different if not self.lexicon.closes[each.number])
-        count = max(min(self.together, self.limit - self.looked_at), 0)
         return closing + heapq.nlargest(count, others, key=lambda each: each.mass)
 
     def _take(self, continuations: Sequence[Continuation]) -> list[Prefix]:
@@ -475,6 +475,7 @@ class Search:
         if any(map(math.isnan, ended)):
             raise DamagedModelError(NO_PROBABILITIES)
         masses *= self.lexicon.goes_on[kinds]
+        grown: dict[bytes, Node] = {}
         for row, prefix, mass in zip(masses.astype(np.float32), prefixes, ended, strict=True):
             if prefix.text:
                 self._credit(prefix.text, mass)
@@ -482,4 +483,7 @@ class Search:
                 self.end_of_text += mass
             if row.any():
                 node = self.nodes.setdefault(prefix.text, Node(self.lexicon, prefix.text))
-                node.add(Rest(prefix.ids, row))
+                node.rests.append(Rest(prefix.ids, row))
+                grown[prefix.text] = node
+        for node in grown.values():
+            node.changed()

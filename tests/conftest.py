@@ -39,9 +39,8 @@ hypothesis.settings.load_profile("any speed")
 def pytest_configure():
     """A Ray of its own: neither another process of tests nor a Ray that runs here is joined."""
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(
-        prefix="ray-", dir="/tmp"
-    )  # paths of sockets: short
+    # The paths of Ray's sockets must be short.
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
 
 
 def pytest_sessionfinish(exitstatus):

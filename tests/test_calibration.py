@@ -90,7 +90,7 @@ def test_at_the_fit_the_mean_gold_logit_is_the_mean_expected_logit():
 
 
 @given(seed=st.integers(0, 10**6), spread=st.floats(0.01, 30), count=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_fit_is_never_worse_than_temperature_1(seed, spread, count):
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(count, 7, generator=generator)
@@ -265,7 +265,7 @@ PAIRS = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size
 
 
 @given(PAIRS, BINNINGS, st.integers(1, 20), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_error_is_a_share_that_the_order_of_tokens_does_not_change(pairs, by, bins, random):
     confidence, correct = (np.array(column) for column in zip(*pairs, strict=True))
     error = calibration_error(confidence, correct, bins=bins, by=by)

@@ -52,9 +52,7 @@ SHAPES = {
 }
 PART = Slice("selection", 3, 9)
 GREEDY = Decoding(max_tokens=12, temperature=0)
-BYTE_EXACT = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+BYTE_EXACT = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +391,6 @@ def test_the_same_seed_gives_the_same_text_and_leaves_torch_s_own_chance_alone(p
     st.sampled_from([0.05, 0.3, 0.9, 1.0]),
     st.integers(0, 999),
 )
-@settings(deadline=None)
 def test_the_ids_that_may_be_chosen_are_those_of_transformers(size, temperature, k, p, seed):
     logits = 3 * torch.randn(size, generator=torch.Generator().manual_seed(seed)).double()
     warpers = [TemperatureLogitsWarper(temperature)]

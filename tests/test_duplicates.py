@@ -30,7 +30,7 @@ def found(texts, threshold):
     return followers(pairs, lambda places: rows[places], threshold=threshold).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(WORDS.map(" ".join), min_size=1, max_size=6))
 def test_a_signature_is_that_of_its_text_alone(texts):
     together = signatures(texts)
@@ -38,7 +38,7 @@ def test_a_signature_is_that_of_its_text_alone(texts):
         np.testing.assert_array_equal(signatures([text])[0], row)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(WORDS.map(" ".join), WORDS.map(" ".join))
 def test_equal_sets_of_shingles_have_equal_signatures_and_others_do_not(one, two):
     first, second = signatures([one, two])

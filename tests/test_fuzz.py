@@ -140,7 +140,7 @@ def test_damaged_files_are_read_as_far_as_they_go(tmp_path, kind):
     name, file, content, given_settings = GOOD[kind]
     path = tmp_path / file
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(damaged(content) | st.binary(max_size=200))
     def survives(changed):
         path.write_bytes(changed)
@@ -162,7 +162,7 @@ PIECES = st.sampled_from(
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_cleaning_takes_any_text(form):
-    @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=120, suppress_health_check=list(HealthCheck))
     @given(st.text(max_size=60) | st.lists(PIECES, max_size=25).map("".join))
     def survives(text):
         assert isinstance(form(text), str)

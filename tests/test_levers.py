@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -38,7 +38,6 @@ def test_losses_have_the_values_that_their_formulas_give():
     np.testing.assert_allclose(smooth, [0.7 * first + 0.3 * over_all, math.log(3)], rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 500), st.floats(0.1, 30))
 def test_cross_entropy_is_the_nll_of_the_log_softmax_to_rounding(seed, ids, scale):
     drawn = torch.Generator().manual_seed(seed)

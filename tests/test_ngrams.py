@@ -62,7 +62,7 @@ def slow_distribution(sequences, context, *, vocabulary, order):
 SEQUENCES = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=12), min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEQUENCES, st.lists(st.integers(1, 5), max_size=5), st.integers(1, 4))
 def test_distribution_agrees_with_the_definition_and_sums_to_one(sequences, past, order):
     model = KneserNey.fit(stream_of(sequences), vocabulary=6, boundary=BOUNDARY, order=order)
@@ -73,7 +73,7 @@ def test_distribution_agrees_with_the_definition_and_sums_to_one(sequences, past
     assert found.sum() == pytest.approx(1, abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEQUENCES, SEQUENCES, st.integers(1, 5))
 def test_scores_of_a_stream_are_the_logs_of_the_distributions(sequences, heldout, order):
     model = KneserNey.fit(stream_of(sequences), vocabulary=6, boundary=BOUNDARY, order=order)

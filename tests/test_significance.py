@@ -168,7 +168,7 @@ def test_draws_in_small_blocks_are_the_same_draws(monkeypatch):
 
 
 @given(st.integers(1, 5), st.integers(2, 30), st.floats(0.1, 10), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_interval_scales_with_the_scores_and_encloses_them(seeds, documents, factor, seed):
     nll, sizes = scores(seeds, documents, rng=np.random.default_rng(seed))
     first = multi_bootstrap(nll, sizes, draws=200, seed=seed)
@@ -180,7 +180,7 @@ def test_an_interval_scales_with_the_scores_and_encloses_them(seeds, documents, 
 
 
 @given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_turning_a_comparison_round_turns_its_signs(seeds, documents, seed):
     rng = np.random.default_rng(seed)
     nll_a, sizes = scores(seeds, documents, rng=rng)

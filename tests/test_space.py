@@ -191,7 +191,7 @@ def random_spaces(draw):
 
 
 @given(random_spaces())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ratios_and_tokenizers_are_exactly_those_of_all_points(searched):
     choices = [each.choices for each in searched.search.values()]
     combinations = [

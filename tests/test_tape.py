@@ -40,7 +40,7 @@ def numbered(count, *, words=30):
 
 
 @given(st.floats(0.3, 0.95), st.floats(0.3, 0.95))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_smaller_cut_is_a_prefix_of_a_larger_one(tape, one, two):
     small, large = sorted((one, two))
     assert tape.training(small).first == tape.training(large).first == 0
@@ -130,7 +130,7 @@ def test_stratified_places_are_even_where_the_hash_is_not(tmp_path):
 
 
 @given(st.integers(1, 300), st.floats(0.05, 0.95))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_stratum_has_its_share_on_each_side_to_within_a_document(count, ratio):
     texts = numbered(count, words=12)
     hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]

@@ -33,7 +33,7 @@ def tokenizer(request):
     return train_tokenizer(TEXTS, TokenizerSettings(tokenizer=request.param, vocabulary=300))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(text=TRICKY)
 def test_decoding_what_was_encoded_gives_the_text_back(tokenizer, text):
     (ids,) = tokenizer.encode([text])
@@ -42,7 +42,7 @@ def test_decoding_what_was_encoded_gives_the_text_back(tokenizer, text):
     assert 0 not in ids  # the id that opens documents is never written by a text
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(text=TRICKY)
 def test_a_saved_tokenizer_gives_the_same_ids(tokenizer, text, tmp_path):
     if not any(tmp_path.iterdir()):
@@ -104,7 +104,7 @@ UNICODE = st.text(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(text=UNICODE)
 def test_both_implementations_of_the_merges_give_the_same_ids(tape, text):
     trained = quick_tokenizer(tape)

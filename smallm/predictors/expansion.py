@@ -7,9 +7,10 @@ SmaLLM has no such cache: it looks at its window again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from smallm.next_words import next_words as search_next_words
 from smallm.predictors import NextWords
 from smallm.predictors.continuations import Continuable, logits_after, seen
 from smallm.word_search import LONGEST, Expand, Looks
+
+T = TypeVar("T")
 
 MOST_COLUMNS = 2**15  # of all prefixes that are looked at together: it bounds the memory
 
@@ -89,9 +92,7 @@ class _Cached:
     @torch.inference_mode()
     def __call__(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
         columns = self.cache.get_seq_length() + max(map(len, prefixes))
-        rows = max(MOST_COLUMNS // columns, 1)
-        parts = (prefixes[start : start + rows] for start in range(0, len(prefixes), rows))
-        return torch.cat([self._side_by_side(part) for part in parts])
+        return _in_parts(self._side_by_side, prefixes, columns)
 
     def _side_by_side(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
         sizes = torch.tensor([len(each) for each in prefixes], device=self.first.device)
@@ -105,6 +106,13 @@ class _Cached:
         logits = self.model(ids, past_key_values=cache, use_cache=True).logits
         last = logits[torch.arange(len(rows), device=ids.device), (sizes - 1).clamp_min(0)]
         return torch.where(sizes[:, None] == 0, self.first, last)
+
+
+def _in_parts(look: Callable[[Sequence[T]], Tensor], rows: Sequence[T], columns: int) -> Tensor:
+    """What a model says after rows of so many columns, which it looks at in parts that fit."""
+    size = max(MOST_COLUMNS // columns, 1)
+    parts = (rows[start : start + size] for start in range(0, len(rows), size))
+    return torch.cat([look(part) for part in parts])
 
 
 def next_words(predictor: Expandable, prompt: str, *, k: int, limit: int = LIMIT) -> NextWords:
@@ -130,9 +138,7 @@ def next_words_side_by_side(
 
     def expand(wanted: Sequence[tuple[int, Sequence[Sequence[int]]]]) -> Sequence[Tensor]:
         texts = [[*prompts[place], *each] for place, prefixes in wanted for each in prefixes]
-        rows = max(MOST_COLUMNS // max(map(len, texts)), 1)
-        parts = (texts[start : start + rows] for start in range(0, len(texts), rows))
-        after = torch.cat([logits_after(predictor, part) for part in parts])
+        after = _in_parts(partial(logits_after, predictor), texts, max(map(len, texts)))
         return torch.split(after, [len(prefixes) for _, prefixes in wanted])
 
     searches = {

@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from smallm.errors import SmallmError
@@ -37,7 +37,6 @@ def key_file(tmp_path):
     return write
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.one_of(KEY, BLANK), max_size=6), st.lists(KEY, min_size=1, max_size=4, unique=True)
 )
@@ -50,7 +49,6 @@ def test_every_key_of_a_file_is_known_and_no_comment_counts(lines, more):
         assert keys.owner(f"Bearer {key}") == f"key-{number}"
 
 
-@settings(deadline=None)
 @given(st.lists(KEY, unique=True, max_size=4), st.text())
 def test_only_the_whole_key_is_known(several, other):
     keys = Keys(several)
@@ -61,7 +59,6 @@ def test_only_the_whole_key_is_known(several, other):
             assert (keys.owner(f"Bearer {wrong}") is not None) == (wrong in several)
 
 
-@settings(deadline=None)
 @given(st.lists(KEY, min_size=1, max_size=3), st.binary(min_size=1, max_size=30))
 def test_errors_number_the_line_and_show_no_key(good, bad):
     lines = [key.encode() for key in good] + [bad.replace(b"#", b"") + b"\xe9"]
